@@ -1,0 +1,74 @@
+"""Files that are never half written: a temporary beside the target, flushed, synced, renamed over it.
+
+A process that is killed at any moment leaves either the old file or the new one, and perhaps a temporary
+(``.NAME.PID.tmp``) which `sweep` removes at the next start.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from asr.errors import AsrError
+
+_SUFFIX = ".tmp"
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a binary file that takes the name `path` only when the block ends without an error.
+
+    Raises:
+        AsrError: the folder can't be written or the disk is full; what stood at `path` is untouched.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{_SUFFIX}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise AsrError(f"{target}: not written ({error.strerror or error}); make room or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write `content` to `path` atomically. Raises AsrError as `atomic` does."""
+    with atomic(path) as file:
+        file.write(content)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8 to `path` atomically. Raises AsrError as `atomic` does."""
+    write_bytes(path, text.encode())
+
+
+def sweep(folder: str | os.PathLike[str]) -> int:
+    """Remove the temporaries that killed processes left in `folder`; returns how many."""
+    strays = [path for path in Path(folder).glob(f".*{_SUFFIX}") if path.is_file()]
+    for path in strays:
+        path.unlink(missing_ok=True)
+    return len(strays)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, in hexadecimal, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power failure (POSIX; elsewhere a folder can't be opened, and nothing is done)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

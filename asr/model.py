@@ -1,0 +1,113 @@
+"""The acoustic model: features -> (stacked frames, strided convolutions) -> bidirectional LSTM layers -> emissions.
+
+    features (batch, frames, size)
+      -> `stack` neighbouring frames joined into one
+      -> masked convolutions over time, each with its stride, batch-free (layer norm, GELU)
+      -> `layers` bidirectional LSTM layers, each followed by layer norm and dropout
+      -> linear head, log-softmax: log-probabilities (batch, frames', tokens), token 0 the CTC blank
+
+Lengths travel with the tensor, and whatever lies behind a row's length is zero before any operation that mixes
+frames: an utterance's emissions do not depend on its company in the batch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from asr.lstm import LSTM
+
+_KERNEL = 5  # frames a convolution sees
+
+
+class AcousticModel(nn.Module):
+    """Stacked bidirectional LSTM with a CTC head.
+
+    Args:
+        features: size of an input frame.
+        tokens: number of tokens, blank included.
+        stack: frames joined into one before anything else (1: none).
+        convolutions: stride of each convolution over time (empty: none).
+        channels: width of the convolutions; None without convolutions.
+        hidden: units of the LSTM, each direction.
+        layers: LSTM layers.
+        dropout: probability, behind each LSTM layer.
+        layer_norm: whether a layer norm follows each LSTM layer.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        tokens: int,
+        *,
+        stack: int,
+        convolutions: Sequence[int],
+        channels: int | None,
+        hidden: int,
+        layers: int,
+        dropout: float,
+        layer_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.stack = stack
+        size = features * stack
+        self.convolutions = nn.ModuleList()
+        for stride in convolutions:
+            self.convolutions.append(MaskedConvolution(size, channels or size, stride))
+            size = channels or size
+        self.recurrent = nn.ModuleList()
+        self.norms = nn.ModuleList()
+        for _ in range(layers):
+            self.recurrent.append(LSTM(size, hidden, bidirectional=True, batch_first=True))
+            size = 2 * hidden
+            self.norms.append(nn.LayerNorm(size) if layer_norm else nn.Identity())
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(size, tokens)
+
+    def frames(self, feature_frames: int) -> int:
+        """Emission frames that so many feature frames give."""
+        count = -(-feature_frames // self.stack)
+        for convolution in self.convolutions:
+            count = -(-count // convolution.stride)
+        return count
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(batch, frames, size)`, lengths `(batch,)` -> log-probabilities `(batch, frames', tokens)`, lengths."""
+        frames, lengths = _stack(mask(features, lengths), lengths, self.stack)
+        for convolution in self.convolutions:
+            frames, lengths = convolution(frames, lengths)
+        for recurrent, norm in zip(self.recurrent, self.norms, strict=True):
+            frames, _ = recurrent(frames, lengths=lengths)
+            frames = self.dropout(norm(frames))
+        return self.head(frames).float().log_softmax(dim=-1), lengths
+
+
+class MaskedConvolution(nn.Module):
+    """Convolution over time with zeros behind each row's end: `(batch, frames, size)` -> every `stride`-th frame."""
+
+    def __init__(self, size: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.convolution = nn.Conv1d(size, channels, _KERNEL, stride, padding=_KERNEL // 2)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames `(batch, frames, size)`, lengths `(batch,)` -> `(batch, ceil(frames / stride), channels)`, lengths."""
+        frames = self.convolution(frames.transpose(1, 2)).transpose(1, 2)
+        lengths = (lengths + self.stride - 1) // self.stride
+        return mask(nn.functional.gelu(self.norm(frames)), lengths), lengths
+
+
+def mask(frames: Tensor, lengths: Tensor) -> Tensor:
+    """`frames (batch, frames, size)` with zeros behind each row's length, whatever stood there."""
+    valid = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
+    return torch.where(valid[:, :, None], frames, 0)
+
+
+def _stack(frames: Tensor, lengths: Tensor, stack: int) -> tuple[Tensor, Tensor]:
+    """Join each `stack` frames into one, the last one filled up with zeros."""
+    if stack == 1:
+        return frames, lengths
+    batch, count, size = frames.shape
+    frames = nn.functional.pad(frames, (0, 0, 0, -count % stack))
+    return frames.reshape(batch, -1, size * stack), (lengths + stack - 1) // stack

@@ -1,0 +1,93 @@
+"""Text and tokens: named normalisers, and the character tokenizer with CTC blank and word boundary.
+
+Every text is brought to Unicode NFC with single spaces first, so that the same word is the same characters whatever
+wrote the file. Tokens are texts: token 0 is the blank, `BOUNDARY` stands between words, the others are characters.
+"""
+
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+from asr.errors import InputError
+
+BLANK = "<blank>"
+BOUNDARY = "|"
+
+
+def _plain(text: str) -> str:
+    """NFC, and any run of Unicode white space as one space, none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _lower(text: str) -> str:
+    """As `none`, in lower case."""
+    return _plain(text).lower()
+
+
+def _basic(text: str) -> str:
+    """Lower case without punctuation and symbols; apostrophes inside words stay, any other sign parts words."""
+    text = _lower(text).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    kept = [c if unicodedata.category(c)[0] in "LMN" or c == "'" else " " for c in text]
+    words = (word.strip("'") for word in "".join(kept).split())
+    return " ".join(word for word in words if word)
+
+
+normalizers: dict[str, Callable[[str], str]] = {"none": _plain, "lower": _lower, "basic": _basic}
+
+
+def normalizer(name: str) -> Callable[[str], str]:
+    """The normaliser of that name. Raises InputError (status 2) naming the known ones."""
+    if name not in normalizers:
+        raise InputError(f"no normaliser {name!r}; known are {', '.join(normalizers)}", status=2)
+    return normalizers[name]
+
+
+def join(tokens: Sequence[str]) -> str:
+    """The text of a token sequence (no blanks in it): characters joined, boundaries as single spaces."""
+    return " ".join("".join(tokens).replace(BOUNDARY, " ").split())
+
+
+class CharTokenizer:
+    """Characters as tokens; the boundary stands between words only, never at the ends.
+
+    Args:
+        tokens: blank first, then the boundary and the characters, each once.
+
+    Raises:
+        InputError: the list does not start with the blank, or holds a token twice or one that is no character.
+    """
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        if not tokens or tokens[0] != BLANK:
+            raise InputError(f"the token list starts with {tokens[:1]}, not with {BLANK!r}", status=2)
+        wrong = [token for token in tokens[1:] if len(token) != 1 or token.isspace()]
+        if wrong or len(set(tokens)) != len(tokens):
+            problem = f"{wrong[0]!r} is not one visible character" if wrong else "a token stands twice"
+            raise InputError(f"the token list is wrong: {problem}", status=2)
+        self.tokens = list(tokens)
+        self._ids = {token: number for number, token in enumerate(tokens)}
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> "CharTokenizer":
+        """The tokenizer of all characters that occur in normalised `texts`, in code point order."""
+        characters = {character for text in texts for character in text} - {" "}
+        if BOUNDARY in characters:
+            raise InputError(f"a text holds {BOUNDARY!r}, which is the word boundary's own sign; remove it")
+        return cls([BLANK, BOUNDARY, *sorted(characters)])
+
+    def encode(self, text: str) -> list[int]:
+        """Token numbers of a normalised text.
+
+        Raises:
+            InputError: a character is not among the tokens; the message names it.
+        """
+        try:
+            return [self._ids[BOUNDARY if character == " " else character] for character in text]
+        except KeyError as error:
+            character = error.args[0]
+            raise InputError(
+                f"character {character!r} (U+{ord(character):04X}) is not among the {len(self.tokens)} tokens"
+            ) from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token numbers (blanks left out)."""
+        return join([self.tokens[number] for number in ids if number])
