@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from asr.errors import InputError
 from asr.lstm import LSTM
 
 _KERNEL = 5  # frames a convolution sees
@@ -28,11 +29,11 @@ class AcousticModel(nn.Module):
         tokens: number of tokens, blank included.
         stack: frames joined into one before anything else (1: none).
         convolutions: stride of each convolution over time (empty: none).
-        channels: width of the convolutions; None without convolutions.
         hidden: units of the LSTM, each direction.
         layers: LSTM layers.
         dropout: probability, behind each LSTM layer.
         layer_norm: whether a layer norm follows each LSTM layer.
+        channels: width of the convolutions; None without convolutions.
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class AcousticModel(nn.Module):
         *,
         stack: int,
         convolutions: Sequence[int],
-        channels: int | None,
         hidden: int,
         layers: int,
         dropout: float,
         layer_norm: bool,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         self.stack = stack
@@ -111,3 +112,14 @@ def _stack(frames: Tensor, lengths: Tensor, stack: int) -> tuple[Tensor, Tensor]
     batch, count, size = frames.shape
     frames = nn.functional.pad(frames, (0, 0, 0, -count % stack))
     return frames.reshape(batch, -1, size * stack), (lengths + stack - 1) // stack
+
+
+def device_named(name: str) -> torch.device:
+    """The torch device of that name; `auto` is the GPU where there is one. Raises InputError (status 2)."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device={name}: known are auto, cpu, cuda and cuda:N", status=2)
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device={name}: torch finds no GPU here; use device=cpu or device=auto", status=2)
+    return torch.device(name)

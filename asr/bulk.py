@@ -1,0 +1,135 @@
+"""Many recordings at once: what a user names -> recordings -> transcripts, with the failures kept apart.
+
+A bad recording does not stop the others. What a user may name: an audio file, a folder (its audio files, with those
+of its sub-folders, in name order), a manifest (``.jsonl``), or ``-`` for one recording from standard input.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from asr import files, manifest
+from asr.errors import InputError
+from asr.manifest import Utterance
+from asr.recognizer import Recognizer, Source
+from asr.transcript import Transcript, formats, manifest_line, output_paths, render
+
+AUDIO_SUFFIXES = frozenset(
+    ".wav .flac .ogg .oga .opus .mp3 .sph .aiff .aif .au .caf .w64 .m4a .mp4 .aac .webm .mkv .mov .wma".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """One recording to transcribe: what it is called, and where its samples come from."""
+
+    name: str
+    source: Source
+
+    @property
+    def utterance(self) -> Utterance | None:
+        """The manifest line it comes from."""
+        return self.source if isinstance(self.source, Utterance) else None
+
+    def outputs_as(self) -> str:
+        """The path that its output files are named after; a segment of a longer file goes by its id."""
+        if self.utterance is None:
+            return self.name
+        whole = self.utterance.offset == 0 and self.utterance.duration is None
+        return self.name if whole else self.utterance.id.replace("/", "_")
+
+
+def collect(inputs: Sequence[str], read_stdin: Callable[[], bytes]) -> list[Recording]:
+    """The recordings that the user's words name, in order.
+
+    Raises:
+        InputError: a folder holds no audio file, a manifest is wrong (a missing audio file is told later, in its turn).
+    """
+    recordings: list[Recording] = []
+    for item in inputs:
+        path = Path(item)
+        if item == "-":
+            recordings.append(Recording("-", read_stdin()))
+        elif path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
+            if not found:
+                raise InputError(f"{item}: no audio file in this folder; name files, or another folder")
+            recordings += [Recording(str(file), file) for file in found]
+        elif path.suffix.lower() == ".jsonl":
+            recordings += [Recording(str(utterance.path), utterance) for utterance in manifest.read(path)]
+        else:
+            recordings.append(Recording(item, path))
+    return recordings
+
+
+def choose_formats(names: Sequence[str] | None) -> list[str]:
+    """The output formats asked for, `txt` where none is, all for `all`. Raises InputError (status 2)."""
+    chosen = list(formats) if names and "all" in names else list(dict.fromkeys(names or ["txt"]))
+    for name in chosen:
+        if name not in formats:
+            raise InputError(f"no output format {name!r}; known are {', '.join(formats)}, all", status=2)
+    return chosen
+
+
+def transcribe(
+    recognizer: Recognizer, recordings: Sequence[Recording], **settings: Any
+) -> Iterator[tuple[Recording, Transcript | InputError]]:
+    """Each recording with its transcript, or with the reason why there is none, in order.
+
+    Args:
+        recognizer: the model.
+        recordings: see `collect`.
+        settings: of `Recognizer.transcribe_many`.
+    """
+    sources = (recording.source for recording in recordings)
+    results = recognizer.transcribe_many(sources, return_errors=True, **settings)
+    for recording, result in zip(recordings, results, strict=True):
+        if isinstance(result, Transcript):
+            result = dataclasses.replace(result, audio_filepath=recording.name)
+        yield recording, result
+
+
+class OutputFolder:
+    """Transcripts as files, `FOLDER/STEM.FORMAT`, and the failures of a call in `failures.jsonl`.
+
+    Args:
+        folder: made where it does not exist.
+        recordings: all of the call.
+        forms: formats to write.
+
+    Raises:
+        InputError: two recordings would be written to one file (status 2).
+    """
+
+    def __init__(self, folder: Path, recordings: Sequence[Recording], forms: Sequence[str]) -> None:
+        self._folder = folder
+        paths = output_paths([recording.outputs_as() for recording in recordings], folder, forms)
+        self._paths = dict(zip(map(id, recordings), paths, strict=True))
+        files.sweep(folder)
+
+    def has(self, recording: Recording) -> bool:
+        """Whether all files of a recording are there."""
+        return all(path.exists() for path in self._paths[id(recording)].values())
+
+    def write(self, recording: Recording, transcript: Transcript) -> None:
+        """Write a recording's files."""
+        for form, path in self._paths[id(recording)].items():
+            files.write_text(path, rendered(recording, transcript, form))
+
+    def write_failures(self, failures: Sequence[tuple[Recording, InputError]]) -> None:
+        """Write `failures.jsonl`, or remove one that is out of date."""
+        path = self._folder / "failures.jsonl"
+        lines = [json.dumps({"audio_filepath": recording.name, "error": str(error)}) for recording, error in failures]
+        if lines:
+            files.write_text(path, "\n".join(lines) + "\n")
+        else:
+            path.unlink(missing_ok=True)
+
+
+def rendered(recording: Recording, transcript: Transcript, form: str) -> str:
+    """A transcript in a format; a manifest line keeps the keys of the one that it comes from."""
+    if form == "jsonl":
+        return manifest_line(transcript, recording.utterance)
+    return render(transcript, form)

@@ -1,0 +1,172 @@
+"""Training examples: manifest lines checked against audio and model, and made into batches of features.
+
+Everything that can be wrong with the data is found before the first step: a missing text or file, a duration that the
+file does not have, a character without a token, more labels than emission frames.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from asr import audio, batches, manifest
+from asr.augment import Augmentation
+from asr.ctc import frames_needed
+from asr.errors import InputError
+from asr.features import MFCC, LogMel
+from asr.manifest import Utterance
+from asr.text import CharTokenizer
+
+_SHOWN = 5  # offenders named in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An utterance with its seconds, its normalised text and that text's labels."""
+
+    utterance: Utterance
+    seconds: float
+    text: str
+    labels: tuple[int, ...] = ()
+
+
+def read_examples(path: str | os.PathLike[str], normalize: Callable[[str], str], max_seconds: float) -> list[Example]:
+    """The utterances of a manifest with normalised texts; those longer than `max_seconds` are left out.
+
+    Raises:
+        InputError: an unreadable manifest or audio file, a line without text, a duration beyond the file's end, no
+            utterance at all; the message names file and line.
+    """
+    examples = []
+    for utterance in manifest.read(path):
+        where = f"{path}: line {utterance.line}"
+        if utterance.text is None:
+            raise InputError(f"{where}: key 'text' is missing; training and scoring need the reference")
+        seconds = _seconds(utterance, where)
+        if seconds <= max_seconds:
+            examples.append(Example(utterance, seconds, normalize(utterance.text)))
+    if not examples:
+        raise InputError(f"{path}: no utterance of at most {max_seconds:g} s (data.max_seconds); nothing to train on")
+    return examples
+
+
+def _seconds(utterance: Utterance, where: str) -> float:
+    """The seconds of an utterance, checked against its file."""
+    try:
+        rest = audio.info(utterance.path).seconds - utterance.offset
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    seconds = rest if utterance.duration is None else utterance.duration
+    if seconds > rest + audio.DURATION_TOLERANCE or rest <= 0:
+        raise InputError(
+            f"{where}: {utterance.path} ends at {rest + utterance.offset:.2f} s, "
+            f"before offset {utterance.offset:g} + duration {seconds:.2f} s; correct the line"
+        )
+    return min(seconds, rest)
+
+
+def label(examples: Sequence[Example], tokenizer: CharTokenizer, path: str | os.PathLike[str]) -> list[Example]:
+    """The examples with their labels. Raises InputError naming utterance, character and line of an unknown one."""
+    labelled = []
+    for example in examples:
+        try:
+            labels = tokenizer.encode(example.text)
+        except InputError as error:
+            utterance = example.utterance
+            raise InputError(
+                f"{path}: line {utterance.line}: utterance {utterance.id!r}: {error}; "
+                "correct the text or choose a normaliser (text.normalizer)"
+            ) from error
+        labelled.append(dataclasses.replace(example, labels=tuple(labels)))
+    return labelled
+
+
+def check_frames(examples: Sequence[Example], frames: Callable[[float], int], path: str | os.PathLike[str]) -> None:
+    """Refuse utterances that CTC cannot train on.
+
+    Args:
+        examples: with labels.
+        frames: emission frames of so many seconds.
+        path: the manifest, for the message.
+
+    Raises:
+        InputError: utterances have fewer frames than labels and repeated neighbours need; names the first ones.
+    """
+    short = [
+        f"line {e.utterance.line} {e.utterance.id!r} ({frames(e.seconds)} frames, {frames_needed(e.labels)} needed)"
+        for e in examples
+        if frames(e.seconds) < frames_needed(e.labels)
+    ]
+    if short:
+        more = f" and {len(short) - _SHOWN} more" if len(short) > _SHOWN else ""
+        raise InputError(
+            f"{path}: {len(short)} of {len(examples)} utterances have fewer frames than their labels need: "
+            f"{', '.join(short[:_SHOWN])}{more}; leave them out, or use a higher frame rate (model.stack, features.hop)"
+        )
+
+
+class Loader:
+    """Makes batches of features from examples; a batch is a pure function of (examples, seed, epoch).
+
+    Args:
+        examples: with labels.
+        features: the front end.
+        augmentation: applied where an epoch is given.
+        seed: of every draw.
+        model_frames: emission frames of so many feature frames (so that augmentation never makes an utterance too
+            short for its labels).
+        cache: decoded audio on disk, or None.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        features: LogMel | MFCC,
+        augmentation: Augmentation,
+        seed: int,
+        model_frames: Callable[[int], int],
+        cache: audio.SampleCache | None,
+    ) -> None:
+        self.examples = examples
+        self._features = features
+        self._augmentation = augmentation
+        self._seed = seed
+        self._model_frames = model_frames
+        self._cache = cache
+
+    @torch.no_grad()
+    def batch(self, group: Sequence[int], epoch: int | None = None) -> batches.Batch:
+        """The examples of `group` as a batch, augmented as in `epoch`, or as they are where it is None."""
+        chosen = [self.examples[index] for index in group]
+        ids = [example.utterance.id for example in chosen]
+        waveforms, lengths = batches.pad([self._waveform(example, epoch) for example in chosen])
+        features, lengths = self._features(waveforms, lengths)
+        if epoch is not None:
+            features = self._augmentation.features(features, lengths, self._seed, epoch, ids)
+        return batches.Batch(
+            utterances=ids,
+            features=features,
+            lengths=lengths,
+            targets=torch.tensor([token for example in chosen for token in example.labels], dtype=torch.int64),
+            target_lengths=torch.tensor([len(example.labels) for example in chosen], dtype=torch.int64),
+            seconds=sum(example.seconds for example in chosen),
+        )
+
+    def _waveform(self, example: Example, epoch: int | None) -> np.ndarray:
+        utterance = example.utterance
+        samples = self._read(utterance)
+        if epoch is None:
+            return samples
+        rate = self._features.rate
+        changed = self._augmentation.waveform(samples, rate, self._seed, epoch, utterance.id)
+        frames = self._model_frames(self._features.frames(len(changed)))
+        return changed if frames >= frames_needed(example.labels) else samples
+
+    def _read(self, utterance: Utterance) -> np.ndarray:
+        segment = {"offset": utterance.offset, "duration": utterance.duration}
+        if self._cache is not None:
+            return self._cache.read(Path(utterance.path), self._features.rate, **segment)
+        return audio.read(utterance.path, self._features.rate, **segment).samples

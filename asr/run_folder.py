@@ -1,0 +1,120 @@
+"""The folder of a training run: `runs/<recipe>/<name>/` with settings, log, metrics, states and the best model.
+
+==================  =====================================================================
+``config.yaml``     the settings, itself a recipe that repeats the run
+``log.txt``         what was said
+``metrics.jsonl``   a line an epoch; what differs by machine stands under ``timing``
+``curves.png``      loss and word error rate over the epochs
+``model.safetensors``  the best model so far
+``state/``          the last resumable state
+``result.json``     written last: a run that has it is finished
+==================  =====================================================================
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from asr import checkpoint, curves, files
+from asr.config import Config, load, to_yaml
+from asr.errors import InputError
+from asr.manifest import read_records
+
+# Settings that may change between the start of a run and its continuation: they do not change what is learnt.
+_FREE = ("out", "device", "data.cache", "data.cache_gigabytes", "training.save_minutes", "training.tensorboard")
+
+
+class RunFolder:
+    """Opens (or goes on with) the folder of a run.
+
+    Args:
+        path: the folder; made where it does not exist.
+        config: the run's settings.
+        say: takes a line for people; `log` writes it to log.txt as well.
+
+    Raises:
+        InputError: the folder holds a finished run, or one with other settings.
+        AsrError: it can't be written.
+    """
+
+    def __init__(self, path: Path, config: Config, say: Callable[[str], None]) -> None:
+        self.path = path
+        self._say = say
+        if self.result.exists():
+            raise InputError(f"{path}: this run is finished; choose another name (name=...) or remove the folder", status=2)
+        settings = path / "config.yaml"
+        if settings.exists():
+            _compare(load(str(settings), []), config, path)
+        files.write_text(settings, to_yaml(config))
+        files.sweep(path)
+
+    @property
+    def model(self) -> Path:
+        """The best model's file."""
+        return self.path / "model.safetensors"
+
+    @property
+    def result(self) -> Path:
+        """The file that ends a run."""
+        return self.path / "result.json"
+
+    def log(self, line: str) -> None:
+        """Say a line and keep it in log.txt."""
+        self._say(line)
+        try:
+            with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            self._say(f"{self.path / 'log.txt'}: {error.strerror}; this line is not in it")
+
+    def save_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Commit a resumable state in one rename."""
+        checkpoint.save_state(self.path / "state", tensors, values)
+
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last state, or None for a fresh run."""
+        return checkpoint.load_state(self.path / "state")
+
+    def read_history(self, epochs: int) -> list[dict[str, Any]]:
+        """The metrics of the first `epochs` epochs; later lines were written by a process that did not get further."""
+        path = self.path / "metrics.jsonl"
+        lines = [record for _, record in read_records(path)] if path.exists() else []
+        return [line for line in lines if line.get("epoch", epochs) < epochs]
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Write metrics.jsonl and draw curves.png."""
+        files.write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+        curves.draw(history, self.path / "curves.png")
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json: the run is finished."""
+        files.write_text(self.result, json.dumps(result, indent=2) + "\n")
+
+
+def _compare(before: Config, now: Config, path: Path) -> None:
+    """Refuse to go on with other settings."""
+    old, new = _flat(before), _flat(now)
+    changed = [key for key in new if new[key] != old.get(key) and key not in _FREE]
+    if changed:
+        key = changed[0]
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise InputError(
+            f"{path}: holds an unfinished run with {key}={old.get(key)}, not {new[key]}{more}; "
+            "go on with its settings, or choose another name (name=...)",
+            status=2,
+        )
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """The settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
