@@ -57,11 +57,16 @@ class LSTM(nn.LSTM):
 
     def _direction(self, frames: Tensor, name: str) -> Tensor:
         """One direction of one layer over `(frames, batch, size)`, from zero states."""
+        if frames.device.type == "cpu":
+            frames = frames.to(self.weight_ih_l0.dtype)
         names = ["weight_ih_", "weight_hh_", *(["bias_ih_", "bias_hh_"] if self.bias else [])]
         weights = [getattr(self, prefix + name) for prefix in names]
         state = frames.new_zeros(1, frames.shape[1], self.hidden_size)
-        output, _, _ = torch.lstm(frames, (state, state), weights, self.bias, 1, 0.0, self.training, False, False)
-        return output
+        arguments = (frames, (state, state), weights, self.bias, 1, 0.0, self.training, False, False)
+        if frames.device.type != "cpu":
+            return torch.lstm(*arguments)[0]
+        with torch.autocast("cpu", enabled=False):  # its half precision is slower here, and fails without AVX-512
+            return torch.lstm(*arguments)[0]
 
 
 def _reorder(frames: Tensor, index: Tensor) -> Tensor:
