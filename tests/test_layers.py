@@ -33,12 +33,14 @@ ORDER = [
     "checkpoint",
     "examples",
     "transcript",
+    "schema",
     "config",
     "curves",
     "run_folder",
     "train",
     "recognizer",
     "evaluate",
+    "bulk",
     "corpora",
     "console",
     "cli",
@@ -83,9 +85,15 @@ def wrong_imports(place: str, names: set[str]) -> set[str]:
     return wrong
 
 
-def calls(tree: ast.AST) -> set[str]:
+def calls(*trees: ast.AST) -> set[str]:
     """Names of the functions that a file calls, as written (``sys.exit``)."""
-    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    return {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+
+
+def without_main(tree: ast.Module) -> list[ast.stmt]:
+    """A file's statements but ``if __name__ == "__main__"``, where a file that is run as a program may exit."""
+    return [node for node in tree.body if not ast.unparse(node).startswith("if __name__ == '__main__'")]
 
 
 def functions(tree: ast.AST) -> list[ast.FunctionDef]:
@@ -138,7 +146,7 @@ def test_the_check_of_imports_sees_what_it_should(place, line, wrong):
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_only_the_command_line_prints_and_exits(path):
     forbidden = {"print", "input", "exit", "quit", "sys.exit", "sys.stdout.write"}
-    assert place_of(path) == "cli" or not calls(TREES[path]) & forbidden
+    assert place_of(path) == "cli" or not calls(*without_main(TREES[path])) & forbidden
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
