@@ -34,6 +34,8 @@ ORDER = [
     "examples",
     "transcript",
     "schema",
+    "settings",
+    "recipe",
     "config",
     "curves",
     "run_folder",
@@ -92,7 +94,7 @@ def calls(*trees: ast.AST) -> set[str]:
 
 
 def without_main(tree: ast.Module) -> list[ast.stmt]:
-    """A file's statements but ``if __name__ == "__main__"``, where a file that is run as a program may exit."""
+    """A file's statements but ``if __name__ == "__main__"``: there a file run as a program may exit."""
     return [node for node in tree.body if not ast.unparse(node).startswith("if __name__ == '__main__'")]
 
 

@@ -1,5 +1,6 @@
-"""The package as users get it: names, start-up, dependencies and their lock, wheel; and the guard of the tests."""
+"""The package as users get it: names, start-up, dependencies and their lock, wheel; the tests' guard."""
 
+import ast
 import importlib
 import importlib.metadata
 import os
@@ -108,6 +109,24 @@ def test_the_lock_covers_all_dependencies_in_versions_that_they_allow():
         found = versions.get(canonicalize_name(dependency.name), [])
         assert found, f"{dependency.name} is not in requirements.lock"
         assert all(dependency.specifier.contains(version) for version in found), dependency
+
+
+def test_every_library_that_asr_imports_is_declared():
+    homes = importlib.metadata.packages_distributions()
+    declared = {canonicalize_name(item.name) for item in DEPENDENCIES} | {
+        "omegaconf"
+    }  # a part of hydra-core's face
+    imported: set[str] = set()
+    for path in (ROOT / "asr").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).split(".")[0])
+    for name in imported - set(sys.stdlib_module_names) - {"asr"}:
+        assert declared & {canonicalize_name(home) for home in homes.get(name, [])}, (
+            f"{name} is not in pyproject.toml"
+        )
 
 
 def test_each_dependency_is_argued_in_the_docs():
