@@ -7,7 +7,7 @@ key names code. `asr.checkpoint` keeps it in the model file.
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from asr.tensorfile import refusal, short
@@ -47,13 +47,13 @@ _PARTS: dict[str, type] = {
 }
 _FEATURES: dict[str, Callable[[Any], bool]] = {
     "kind": _one_of("logmel", "mfcc"),
-    "rate": _whole(1_000, 192_000),
+    "rate": _whole(1_000, 768_000),
     "mels": _whole(1, 256),
     "coefficients": _whole(1, 256),
     "window": _number(0.001, 1),
     "hop": _number(0.001, 1),
-    "low": _number(0, 96_000),
-    "high": _or_null(_number(1, 96_000)),
+    "low": _number(0, 384_000),
+    "high": _or_null(_number(0, 384_000)),
     "convention": _one_of("slaney", "kaldi"),
     "normalize": _one_of("utterance", "running", "none"),
 }
@@ -62,7 +62,7 @@ _MODEL: dict[str, Callable[[Any], bool]] = {
     "tokens": _whole(2, MAX_TOKENS),
     "stack": _whole(1, 16),
     "convolutions": _strides,
-    "channels": _or_null(_whole(1, 4_096)),
+    "channels": _or_null(_whole(1, 8_192)),
     "hidden": _whole(1, 8_192),
     "layers": _whole(1, 32),
     "dropout": _number(0, 0.99),
@@ -78,7 +78,7 @@ def check_card(card: Any, path: str | os.PathLike[str]) -> None:
     ``features``    `kind` and the settings of `asr.features.build`
     ``normalizer``  a name in `asr.text.normalizers`
     ``tokens``      list of texts, the blank first, each once
-    ``model``       the arguments of `asr.model.AcousticModel`, all of them
+    ``model``       the arguments of `asr.model.AcousticModel`; `channels` may be absent
     ``decoder``     `kind`: greedy
     ``training``    facts for people (recipe, overrides, commit, hashes, dev WER); any JSON, never acted upon
     ==============  ====================================================================================
@@ -96,7 +96,7 @@ def check_card(card: Any, path: str | os.PathLike[str]) -> None:
             path, f"card: no normaliser {short(card['normalizer'])}; known are {', '.join(normalizers)}"
         )
     _check_values(card["features"], _FEATURES, ("kind",), "card: features", path)
-    _check_values(card["model"], _MODEL, tuple(_MODEL), "card: model", path)
+    _check_values(card["model"], _MODEL, _MODEL.keys() - {"channels"}, "card: model", path)
     _check_values(card["decoder"], _DECODER, ("kind",), "card: decoder", path)
     _check_tokens(card["tokens"], card["model"]["tokens"], path)
 
@@ -104,7 +104,7 @@ def check_card(card: Any, path: str | os.PathLike[str]) -> None:
 def _check_values(
     values: dict[str, Any],
     checks: dict[str, Callable[[Any], bool]],
-    required: tuple[str, ...],
+    required: Collection[str],
     where: str,
     path: str | os.PathLike[str],
 ) -> None:
@@ -164,23 +164,46 @@ def facts(card: dict[str, Any]) -> list[tuple[str, str]]:
     tokens = card["tokens"]
     shown = " ".join(tokens[:40]) + (" ..." if len(tokens) > 40 else "")
     lines = [
-        ("features", _fact(card["features"])),
+        ("features", _pairs(card["features"])),
         ("normaliser", card["normalizer"]),
         ("tokens", f"{len(tokens)}: {shown}"),
-        ("network", _fact(card["model"])),
-        ("decoder", _fact(card["decoder"])),
-        *((f"training: {key}", _fact(value)) for key, value in card["training"].items()),
+        ("network", _pairs(card["model"])),
+        ("decoder", _pairs(card["decoder"])),
+        *(line for key, value in card["training"].items() for line in _rows(key, value)),
     ]
     return [(printable(name), printable(value)) for name, value in lines]
 
 
-def _fact(value: Any) -> str:
-    """`kind logmel, rate 8000` for an object of plain values, JSON for anything deeper."""
-    if isinstance(value, dict) and not any(isinstance(item, dict) for item in value.values()):
-        return ", ".join(f"{key} {_fact(item)}" for key, item in value.items())
+def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """A fact of the training: a line for what is plain in an object, and one for each object in it."""
+    match value:
+        case {
+            "unit": str(unit),
+            "rate": int() | float() as rate,
+            "interval": [int() | float() as low, int() | float() as high],
+            "count": int(count),
+        }:
+            percent = f"{100 * rate:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+            yield f"{name} error rate", f"{percent} of {count} {unit}s"
+        case dict():
+            plain = {key: item for key, item in value.items() if not isinstance(item, dict)}
+            if plain or not value:
+                yield name, _pairs(plain)
+            for key, item in value.items():
+                if isinstance(item, dict):
+                    yield from _rows(f"{name}.{key}", item)
+        case _:
+            yield name, _plain(value)
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {_plain(value)}" for key, value in values.items())
+
+
+def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def printable(text: str) -> str:
-    """A text from a file with `?` for each sign that is no letter, mark or space."""
+    """A text from a file with `?` for each sign that can't be shown (a line break, an escape sequence)."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)
