@@ -123,7 +123,7 @@ def count(references: list[str], hypotheses: list[str], unit: str) -> npt.NDArra
 
 
 def _numbers() -> Callable[[list[str]], list[int]]:
-    """What numbers words, the same word always alike: rapidfuzz compares hashes, and those of integers are exact."""
+    """What turns words into numbers, equal for equal words: rapidfuzz compares hashes, exact for integers."""
     number = defaultdict[str, int](itertools.count().__next__).__getitem__
     return lambda words: list(map(number, words))
 
@@ -131,8 +131,8 @@ def _numbers() -> Callable[[list[str]], list[int]]:
 def _edits(said: Sequence[Hashable], heard: Sequence[Hashable]) -> tuple[int, int, int, int]:
     """Substitutions, deletions, insertions of a minimal alignment, and the length of `said`.
 
-    distance = S + D + I and surplus = I - D give S = distance - |surplus| - 2 min(D, I). If that difference is
-    below two, min(D, I) is 0 and S is known; only elsewhere the alignment itself is needed.
+    As distance = S + D + I and surplus = I - D, S = distance - |surplus| - 2 min(D, I). Where distance -
+    |surplus| is below 2, min(D, I) is 0 and S is known; only elsewhere the alignment itself is needed.
     """
     distance = Levenshtein.distance(said, heard)
     surplus = len(heard) - len(said)
