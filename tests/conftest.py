@@ -2,8 +2,9 @@
 
 import os
 import random
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 # Before torch is imported anywhere: its results depend on the number of threads, and workers share the cores.
@@ -26,6 +27,10 @@ hypothesis.settings.register_profile("asr", deadline=None, derandomize=True, dat
 hypothesis.settings.load_profile("asr")
 
 
+# In continuous integration everything is installed: a skip for another reason than these is a failure there.
+EXPECTED_SKIPS = re.compile(r"needs the corpus|ASR_DATA|CUDA|GPU|root|Linux|macOS|win32")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
 
@@ -37,6 +42,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where CI is set, turn a skip that nobody expects into a failure."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and os.environ.get("CI"):
+        reason = report.longrepr[2]
+        if not EXPECTED_SKIPS.search(reason):
+            report.outcome, report.longrepr = "failed", f"not expected in CI: {reason}"
+    return report
 
 
 @pytest.fixture(autouse=True)

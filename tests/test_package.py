@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -186,3 +187,59 @@ def test_so_does_a_python_that_a_test_starts():
 def test_loopback_is_open():
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         pass
+
+
+SUITE = """
+import random
+
+import pytest
+
+
+@pytest.mark.slow
+def test_slow():
+    pass
+
+
+def test_without_its_corpus(asr_data):
+    asr_data("no_such_corpus")
+
+
+def test_without_a_library():
+    pytest.skip("could not import that")
+
+
+@pytest.mark.parametrize("time", [1, 2])
+def test_same_seed(time):
+    assert random.random() == random.Random(0).random()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ci", "flags", "counts"),
+    [
+        ("", [], "2 passed, 2 skipped, 1 deselected"),
+        ("", ["--slow"], "3 passed, 2 skipped"),
+        ("true", [], "1 failed, 2 passed, 1 skipped, 1 deselected"),
+    ],
+)
+def test_slow_tests_wait_to_be_asked_for_and_ci_knows_why_a_test_was_skipped(tmp_path, ci, flags, counts):
+    shutil.copytree(ROOT / "tests" / "guard", tmp_path / "guard")
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_suite.py").write_text(SUITE)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "markers=slow",
+        *flags,
+    ]
+    environment = os.environ | {"CI": ci, "ASR_DATA": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].startswith(counts + " in"), done.stdout
+    assert f"needs the corpus no_such_corpus: {tmp_path} has no folder no_such_corpus" in done.stdout
+    assert ("not expected in CI: Skipped: could not import that" in done.stdout) is bool(ci)
