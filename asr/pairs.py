@@ -8,8 +8,8 @@
 ``.txt``            an utterance a line, an empty line is an empty utterance. Matched by line.
 ==================  ==============================================================================
 
-All are UTF-8, with either line end; a byte order mark is passed over. No utterance is dropped: one without
-its partner is an error.
+All are UTF-8, with either line end; .txt and .trn may start with a byte order mark. No utterance is dropped:
+one without its partner is an error.
 """
 
 import os
