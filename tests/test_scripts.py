@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 UV = """#!/usr/bin/env bash
 echo "$@" >>"$UV_CALLS"
 case "$1 $2" in
-    venv*) mkdir -p "${!#}/bin" && ln -s "$REAL_PYTHON" "${!#}/bin/python" ;;
+    venv*) mkdir -p "${!#}/bin" && ln -s "$REAL_PYTHON" "${!#}/bin/python" && eval "$UV_VENV" ;;
     "pip install") eval "$UV_INSTALL" ;;
 esac
 """
@@ -87,8 +87,9 @@ def test_env_adds_what_a_changed_lock_asks_for_to_the_same_environment(sandbox):
     assert not sandbox.called
 
 
-def test_env_makes_a_half_made_environment_anew(sandbox):
-    killed = sandbox.run(UV_INSTALL="kill -KILL $PPID")
+@pytest.mark.parametrize("when", ["UV_VENV", "UV_INSTALL"])
+def test_env_makes_a_half_made_environment_anew(sandbox, when):
+    killed = sandbox.run(**{when: "kill -KILL $PPID"})
     assert killed.returncode != 0
     (sandbox.venv / "half").touch()
     assert sandbox.run().returncode == 0
