@@ -225,7 +225,6 @@ def _read_overrides(overrides: list[str]) -> tuple[dict[str, str], dict[str, Any
 
 def _compose(recipe: recipe_file.Recipe, choices: dict[str, str], path: Path) -> dict[str, Any]:
     """Let Hydra compose a copy of the recipe with conf/; returns values by dotted key."""
-    from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -240,8 +239,7 @@ def _compose(recipe: recipe_file.Recipe, choices: dict[str, str], path: Path) ->
     try:
         with _LOCK, _no_plugins(), tempfile.TemporaryDirectory(prefix="asr-") as folder:
             Path(folder, "recipe.yaml").write_text(_dump(copy), encoding="utf-8")
-            with initialize_config_dir(folder, version_base="1.3"):
-                composed = compose("recipe")
+            composed = _hydra(folder)
         return _flatten(OmegaConf.to_container(composed))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(f"{path} with {root('conf')}: {str(error).splitlines()[0]}", status=2) from error
@@ -249,6 +247,19 @@ def _compose(recipe: recipe_file.Recipe, choices: dict[str, str], path: Path) ->
         raise AsrError(
             f"no temporary file for the recipe ({error.strerror}); make room or set TMPDIR", 2
         ) from error
+
+
+def _hydra(folder: str) -> Any:
+    """The composition of ``folder/recipe.yaml``; a program that itself runs under Hydra keeps its state."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    theirs, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize_config_dir(folder, version_base="1.3"):
+            return compose("recipe")
+    finally:
+        GlobalHydra.instance().hydra = theirs
 
 
 @contextlib.contextmanager

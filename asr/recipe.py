@@ -21,7 +21,7 @@ from asr.schema import SECTIONS, SETTINGS
 
 _MAX_BYTES = 100_000
 _MAX_PARTS = 2_000  # keys, values and brackets
-_MAX_DEPTH = 3  # settings, section, list
+_MAX_DEPTH = 4  # settings, section, list, and one for a mistake that deserves a better message
 _DEFAULTS = "defaults are '- base', any '- override GROUP: CHOICE', '- _self_', in this order"
 
 
@@ -124,7 +124,7 @@ def _pairs(path: Path, node: Any, prefix: str = "") -> Iterator[tuple[str, Any, 
                 f"{where}a key is one word, those of a section stand indented below it", status=2
             )
         if key in seen:
-            raise InputError(f"{where}{prefix}{key[:60]} stands twice; leave one out", status=2)
+            raise InputError(f"{where}{prefix + key[:60]!r} stands twice; leave one out", status=2)
         seen.add(key)
         yield prefix + key, value, where
 

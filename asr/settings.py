@@ -182,7 +182,7 @@ def _feature_faults(features: Features) -> Iterator[str]:
     if (features.coefficients or 0) > features.mels:
         yield f"features.coefficients is above features.mels ({features.mels}); lower it"
     if (features.high or 0) > half:
-        yield f"features.high={features.high:g} is above half of features.rate ({half:g}); lower it or set null"
+        yield f"features.high={features.high:g} is above half the rate ({half:g} Hz); lower it or set null"
     if features.low >= (features.high or half):
         yield f"features.low={features.low:g} is not below the upper edge, {features.high or half:g} Hz"
     if features.hop > features.window:
