@@ -82,7 +82,10 @@ def greedy(log_probs: Tensor, lengths: Tensor, tokens: Sequence[str] | None = No
     best, path = log_probs.max(dim=2)
     valid = torch.arange(path.shape[1], device=path.device) < lengths.to(path.device)[:, None]
     scores = (best.double() * valid).sum(1).tolist()
-    rows = [_collapse(p[:n], b[:n]) for p, b, n in zip(path.tolist(), best.tolist(), lengths.tolist(), strict=True)]
+    rows = [
+        _collapse(p[:n], b[:n])
+        for p, b, n in zip(path.tolist(), best.tolist(), lengths.tolist(), strict=True)
+    ]
     exact = _log_probability(log_probs, lengths, [[token for token, *_ in row] for row in rows])
     return [
         Hypothesis(
@@ -119,7 +122,9 @@ def _words(runs: list[_Run], tokens: Sequence[str]) -> tuple[WordSpan, ...]:
         if not is_boundary:
             inside = list(group)
             probability = min(1.0, math.exp(sum(run[3] for run in inside) / len(inside)))
-            words.append(WordSpan(join([tokens[run[0]] for run in inside]), inside[0][1], inside[-1][2], probability))
+            words.append(
+                WordSpan(join([tokens[run[0]] for run in inside]), inside[0][1], inside[-1][2], probability)
+            )
     return tuple(words)
 
 
@@ -130,7 +135,9 @@ def _log_probability(log_probs: Tensor, lengths: Tensor, labels: list[list[int]]
     return (-loss(log_probs.detach().double().cpu(), lengths.cpu(), flat, counts)).tolist()
 
 
-def align(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> list[list[tuple[int, int]]]:
+def align(
+    log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor
+) -> list[list[tuple[int, int]]]:
     """The most probable frames of given labels: for each utterance a span `(start, end)` a label.
 
     Args:
@@ -150,7 +157,9 @@ def align(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: T
 def _align(emissions: Tensor, labels: list[int]) -> list[tuple[int, int]]:
     """Viterbi over the states blank, label, blank, ... of one utterance: `(frames, tokens)`."""
     if len(emissions) < frames_needed(labels):
-        raise ValueError(f"{len(emissions)} frames cannot emit {len(labels)} labels, {frames_needed(labels)} are needed")
+        raise ValueError(
+            f"{len(emissions)} frames cannot emit {len(labels)} labels, {frames_needed(labels)} are needed"
+        )
     if not labels:
         return []
     states = torch.zeros(2 * len(labels) + 1, dtype=torch.int64)

@@ -34,7 +34,9 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except OSError as error:
-        raise AsrError(f"{target}: not written ({error.strerror or error}); make room or choose another folder") from error
+        raise AsrError(
+            f"{target}: not written ({error.strerror or error}); make room or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

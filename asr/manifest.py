@@ -95,7 +95,9 @@ def read_records(path: str | os.PathLike[str]) -> Iterable[tuple[int, dict[str, 
                 number += 1
                 where = f"{path}: line {number}"
                 if len(line) > MAX_LINE_BYTES:
-                    raise InputError(f"{where}: longer than {MAX_LINE_BYTES} bytes; is this a manifest (JSONL)?")
+                    raise InputError(
+                        f"{where}: longer than {MAX_LINE_BYTES} bytes; is this a manifest (JSONL)?"
+                    )
                 if line.strip():
                     yield number, _object(line, where)
     except OSError as error:
@@ -111,7 +113,7 @@ def write(path: str | os.PathLike[str], utterances: Iterable[Utterance]) -> None
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode(), parse_constant=_refuse_constant)
+        record = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error) or "too deeply nested"
         raise InputError(f"{where}: not valid JSON ({reason}); a line holds one JSON object") from error
@@ -146,4 +148,9 @@ def _utterance(record: dict[str, Any], where: str) -> Utterance:
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )

@@ -101,7 +101,9 @@ class Recognizer:
             InputError: the recording can't be read.
         """
         if isinstance(source, np.ndarray) != (sample_rate is not None):
-            raise InputError("sample_rate goes with a waveform, and only with one: files know theirs", status=2)
+            raise InputError(
+                "sample_rate goes with a waveform, and only with one: files know theirs", status=2
+            )
         if isinstance(source, np.ndarray):
             source = _Waveform(source, sample_rate or self.sample_rate)
         [result] = self._decode([self._read(source, channel)], decoder)
@@ -155,7 +157,12 @@ class Recognizer:
             samples = np.ascontiguousarray(source.samples, dtype=np.float32)
             if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
                 raise InputError("a waveform must be mono (samples,), not empty, and finite")
-            return _Input(samples if source.rate == rate else audio.resample(samples, source.rate, rate), rate, "<waveform>", ())
+            return _Input(
+                samples if source.rate == rate else audio.resample(samples, source.rate, rate),
+                rate,
+                "<waveform>",
+                (),
+            )
         segment: dict[str, Any] = {}
         name = "<bytes>"
         if isinstance(source, Utterance):
@@ -173,7 +180,9 @@ class Recognizer:
         if decoder is None:
             hypotheses = ctc.greedy(log_probs, lengths, self.tokens)
         else:
-            hypotheses = [decoder.decode(row[:n])[0] for row, n in zip(log_probs, lengths.tolist(), strict=True)]
+            hypotheses = [
+                decoder.decode(row[:n])[0] for row, n in zip(log_probs, lengths.tolist(), strict=True)
+            ]
         rtf = (time.perf_counter() - begun) / max(1e-9, sum(one.seconds for one in inputs))
         return [self._transcript(one, heard, rtf) for one, heard in zip(inputs, hypotheses, strict=True)]
 

@@ -13,6 +13,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,16 @@ from asr.errors import InputError
 from asr.manifest import read_records
 
 # Settings that may change between the start of a run and its continuation: they do not change what is learnt.
-_FREE = ("out", "device", "data.cache", "data.cache_gigabytes", "training.save_minutes", "training.tensorboard")
+_FREE = (
+    "out",
+    "device",
+    "data.cache",
+    "data.cache_gigabytes",
+    "training.save_minutes",
+    "training.tensorboard",
+)
+
+_DRAW_EVERY = 60.0  # seconds between two pictures: drawing takes about one
 
 
 class RunFolder:
@@ -44,8 +54,12 @@ class RunFolder:
     def __init__(self, path: Path, config: Config, say: Callable[[str], None]) -> None:
         self.path = path
         self._say = say
+        self._drawn = time.monotonic()
+        self._board = curves.tensorboard(path) if config.training.tensorboard else None
         if self.result.exists():
-            raise InputError(f"{path}: this run is finished; choose another name (name=...) or remove the folder", status=2)
+            raise InputError(
+                f"{path}: this run is finished; choose another name (name=...) or remove the folder", status=2
+            )
         settings = path / "config.yaml"
         if settings.exists():
             _compare(load(str(settings), []), config, path)
@@ -86,9 +100,17 @@ class RunFolder:
         return [line for line in lines if line.get("epoch", epochs) < epochs]
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
-        """Write metrics.jsonl and draw curves.png."""
+        """Write metrics.jsonl, now and then curves.png and, where asked for, add the last epoch to TensorBoard."""
         files.write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+        if time.monotonic() - self._drawn > _DRAW_EVERY:
+            self.draw(history)
+        if self._board:
+            self._board(history[-1])
+
+    def draw(self, history: list[dict[str, Any]]) -> None:
+        """Draw curves.png."""
         curves.draw(history, self.path / "curves.png")
+        self._drawn = time.monotonic()
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: the run is finished."""

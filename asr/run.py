@@ -1,0 +1,190 @@
+"""What a training run is made of, built and checked before its first step, and its state on the disk.
+
+The state is the weights, the optimiser's moments, torch's random state and a `Position`; everything else (the batches
+of an epoch, what augmentation does to an utterance) follows from seed and epoch.
+"""
+
+import contextlib
+import dataclasses
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import asr
+from asr import audio, batches, ctc, examples, features, files, optim, text
+from asr.augment import Augmentation
+from asr.batches import Batch
+from asr.config import Config
+from asr.errors import InputError
+from asr.model import AcousticModel, device_named
+from asr.run_folder import RunFolder
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands: batches done of an epoch, optimiser steps, the best epoch so far, sums over this epoch."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    skipped_in_a_row: int = 0
+    best_epoch: int = -1
+    best_errors: int | None = None  # on the dev set
+    best_loss: float | None = None
+    loss: float = 0.0
+    labels: int = 0
+    frames: int = 0
+    blanks: int = 0
+    norm: float = 0.0
+    steps: int = 0
+    clipped: int = 0
+    skipped: int = 0
+
+    def next_epoch(self) -> None:
+        """Go to the start of the next epoch, with empty sums."""
+        self.epoch += 1
+        self.batch = self.labels = self.frames = self.blanks = self.steps = self.clipped = self.skipped = 0
+        self.loss = self.norm = 0.0
+
+
+class Run:
+    """A training run: what `train` and `overfit_one_batch` share. Everything is built and checked here, before a step.
+
+    Args:
+        config: the settings.
+        say: takes a line for people.
+
+    Raises:
+        InputError: settings, manifests or audio are wrong.
+    """
+
+    def __init__(self, config: Config, say: Callable[[str], None]) -> None:
+        self.config = config
+        self.say = say
+        self.device = device_named(config.device)
+        torch.set_num_threads(config.threads or torch.get_num_threads())
+        torch.manual_seed(config.seed)
+        normalize = text.normalizer(config.text.normalizer)
+        train, dev = (
+            examples.read_examples(path, normalize, config.data.max_seconds)
+            for path in (config.data.train, config.data.dev)
+        )
+        self.tokenizer = text.CharTokenizer.from_texts(example.text for example in train)
+        self.front_end = features.build(**_settings(config.features))
+        shape = dict(
+            features=self.front_end.size, tokens=len(self.tokenizer.tokens), **_settings(config.model)
+        )
+        self.model = AcousticModel(**shape).to(self.device)
+        self.card = {
+            "features": _settings(config.features),
+            "normalizer": config.text.normalizer,
+            "tokens": self.tokenizer.tokens,
+            "model": shape,
+            "decoder": dataclasses.asdict(config.decoder),
+        }
+        self.train, self.dev = (
+            self._loader(chosen, path)
+            for chosen, path in ((train, config.data.train), (dev, config.data.dev))
+        )
+        self.data = {path: files.sha256(path) for path in (config.data.train, config.data.dev)}
+        self.optimizer = optim.adamw(
+            self.model, config.optim.lr, (config.optim.beta1, config.optim.beta2), config.optim.weight_decay
+        )
+
+    def _loader(self, chosen: list[examples.Example], path: str) -> examples.Loader:
+        """Label, check and bind the examples of one manifest."""
+        config = self.config
+        chosen = examples.label(chosen, self.tokenizer, path)
+        emission_frames = lambda seconds: self.model.frames(  # noqa: E731
+            self.front_end.frames(round(seconds * self.front_end.rate))
+        )
+        examples.check_frames(chosen, emission_frames, path)
+        cache = None
+        if config.data.cache_gigabytes:
+            folder = Path(config.data.cache or Path.home() / ".cache" / "asr" / "audio")
+            cache = audio.SampleCache(folder, int(config.data.cache_gigabytes * 1e9))
+        augmentation = Augmentation(**_settings(config.augment))
+        return examples.Loader(chosen, self.front_end, augmentation, config.seed, self.model.frames, cache)
+
+    def groups(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch."""
+        seconds = [example.seconds for example in self.train.examples]
+        return batches.order(seconds, self.config.data.batch_seconds, self.config.seed, epoch)
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """CTC loss of each utterance `(batch,)`, log-probabilities and their lengths."""
+        autocast = self.config.training.autocast
+        with (
+            torch.autocast(self.device.type, getattr(torch, autocast))
+            if autocast
+            else contextlib.nullcontext()
+        ):
+            log_probs, lengths = self.model(batch.features, batch.lengths)
+        return ctc.loss(log_probs, lengths, batch.targets, batch.target_lengths), log_probs, lengths
+
+
+def save_state(run: Run, position: Position, folder: RunFolder) -> None:
+    """Commit everything that the rest of the run depends on."""
+    tensors = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
+    for number, moments in run.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if run.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(run.device)
+    folder.save_state(tensors, {"position": dataclasses.asdict(position), "data": run.data})
+
+
+def resume(run: Run, folder: RunFolder) -> Position:
+    """Put a run where its last state stands, or at the start."""
+    state = folder.load_state()
+    if state is None:
+        return Position()
+    tensors, values = state
+    if values["data"] != run.data:
+        raise InputError(
+            f"{folder.path}: the manifests changed since this run began; choose another name (name=...)",
+            status=2,
+        )
+    model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    run.model.load_state_dict(model)
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, number, name = key.split(".")
+            moments.setdefault(int(number), {})[name] = tensor
+    run.optimizer.load_state_dict(
+        {"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]}
+    )
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and run.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], run.device)
+    return Position(**values["position"])
+
+
+def facts(run: Run, recipe: str) -> dict[str, Any]:
+    """What the model file tells about its training; nothing that changes from one identical run to the next."""
+    return {
+        "recipe": recipe,
+        "settings": dataclasses.asdict(run.config),
+        "data": run.data,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "asr": asr.__version__,
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, if it does."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, check=True, text=True, timeout=5).stdout.strip()
+    return None
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    """A part of the settings as keyword arguments; what is null is left to the default."""
+    return {key: value for key, value in dataclasses.asdict(part).items() if value is not None}
