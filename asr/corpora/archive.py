@@ -25,11 +25,12 @@ from typing import IO, Any, BinaryIO
 
 from asr.errors import AsrError, InputError
 
-MAX_MEMBERS = 10_000
+MAX_MEMBERS = 5_000
 MAX_BYTES = 500_000_000
 _MAX_HEADER = 1 << 18  # bytes of headers (long names, extended attributes) before one member
 _MAX_DIRECTORY = 4_000_000  # bytes of a zip's central directory
 _MAX_NAME = 1024
+_MAX_PADDING = 1 << 20  # bytes behind the end of a tar
 _BLOCK = 1 << 16
 _BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError,
@@ -90,7 +91,7 @@ def inspect(path: Path, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBE
     seen: dict[str, bool] = {}
     wrong: list[str] = []
     total = 0
-    with _one_line(path):
+    with _one_line(path, OSError):
         for member in _members(path):
             total += member.size
             if total > max_bytes or len(members) == max_members:
@@ -145,7 +146,7 @@ def _members(path: Path) -> Iterator[Member]:
 
 def _contents(path: Path) -> Iterator[tuple[str, "_Whole"]]:
     """Name and data of each regular member, in order; read the data before asking for the next."""
-    with _opened(path) as archive:
+    with _one_line(path, OSError), _opened(path) as archive:
         if isinstance(archive, zipfile.ZipFile):
             for entry in archive.infolist():
                 member = _zip_member(entry)
@@ -178,15 +179,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """Whatever the content of the archive `path` makes the readers raise becomes one InputError."""
+def _one_line(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Whatever the content of `path` makes the readers raise (and `more`) becomes one InputError."""
     try:
         yield
-    except _BROKEN as error:
+    except (*_BROKEN, *more) as error:
         reason = f"{type(error).__name__}: {str(error)[:100]}"
         raise InputError(f"{path}: broken archive ({reason}); nothing kept, get it again") from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path of the archive") from error
 
 
 def _tar_infos(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -197,6 +196,9 @@ def _tar_infos(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         reader.headers = None
         yield info
         reader.headers = _MAX_HEADER
+    reader.headers = _MAX_PADDING
+    while reader.read(_BLOCK):  # to the end of a gzip stream, where its checksum is
+        pass
 
 
 def _tar_member(info: tarfile.TarInfo) -> Member:
@@ -252,7 +254,10 @@ class _Whole:
         self._data, self._left = data, size
 
     def read(self, size: int = _BLOCK) -> bytes:
-        block = self._data.read(min(size, _BLOCK))
+        try:
+            block = self._data.read(min(size, _BLOCK))
+        except OSError as error:  # the archive's, to be told from those of the file that is written
+            raise EOFError(str(error)) from error
         self._left -= len(block)
         if self._left < 0 or (not block and self._left):
             raise EOFError("a member's data does not have the size that its header gives")

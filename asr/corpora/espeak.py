@@ -31,7 +31,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to say and how: `voice` (``en-us+f2``), `rate` (words a minute), `pitch` (0 to 99), `gap` (10 ms)."""
+    """What to say and how: `voice` (``en-us+f2``), `rate` (words a minute), `pitch` (0-99), `gap` (10 ms)."""
 
     text: str
     voice: str
