@@ -1,4 +1,4 @@
-"""Promise 7 for configurations (R10): nothing in a recipe runs or is followed; it is refused at once, or plain.
+"""Promise 7 for configurations (R10): nothing in a recipe runs or is followed; it is plain, or refused.
 
 Every hostile recipe here is refused before Hydra is even imported. The time that each takes, by one command:
 ``python -m pytest tests/promises/test_7_strangers_configs.py -k hostile --durations=0 -vv``.
