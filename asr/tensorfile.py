@@ -110,25 +110,30 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Header]]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise refusal(path, f"not an ordinary file; {_DESERVES}")
-        yield file, _header(file, status.st_size, path)
+        with _read_errors(path):
+            header = _header(file, status.st_size, path)
+        yield file, header
 
 
 def read(file: BinaryIO, header: Header, path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors behind a checked header, on the CPU, each with its own memory.
 
     Raises:
-        InputError: the file is cut, or its bytes are not those that were written (status 2).
+        InputError: the file is cut, its bytes are not those that were written, or memory is short (status 2).
     """
-    file.seek(header.start)
     digest = hashlib.sha256()
     tensors = {}
-    for name, entry in header.tensors.items():
-        content = bytearray(entry.end - entry.begin)
-        if file.readinto(content) != len(content):  # type: ignore[attr-defined]
-            raise refusal(path, "cut short while it was read; copy it again")
-        digest.update(content)
-        flat = torch.frombuffer(content, dtype=entry.dtype) if content else torch.empty(0, dtype=entry.dtype)
-        tensors[name] = flat.reshape(entry.shape)
+    with _read_errors(path):
+        file.seek(header.start)
+        for name, entry in header.tensors.items():
+            content = bytearray(entry.end - entry.begin)
+            if file.readinto(content) != len(content):  # type: ignore[attr-defined]
+                raise refusal(path, "cut short while it was read; copy it again")
+            digest.update(content)
+            flat = (
+                torch.frombuffer(content, dtype=entry.dtype) if content else torch.empty(0, dtype=entry.dtype)
+            )
+            tensors[name] = flat.reshape(entry.shape)
     if header.metadata.get("sha256") != digest.hexdigest():
         raise refusal(path, "damaged: its SHA-256 is not the one it was written with; copy it again")
     return tensors
@@ -168,6 +173,19 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
         file.write(len(head).to_bytes(8, "little") + head)
         for _, tensor in ordered:
             file.write(_bytes(tensor))
+
+
+@contextlib.contextmanager
+def _read_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the system says against reading into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(path, f"{error.strerror or error} while it was read; check the disk") from error
+    except MemoryError as error:
+        raise refusal(
+            path, "more than the memory at hand; a smaller model or a larger machine is needed"
+        ) from error
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -238,7 +256,7 @@ def _entry(name: str, field: Any, path: str | os.PathLike[str]) -> Entry:
     if dtype is None:
         raise refusal(path, f"{where}: type {short(field['dtype'])} is none of {', '.join(_DTYPES)}")
     if not _wholes(shape) or len(shape) > MAX_RANK:
-        raise refusal(path, f"{where}: shape {short(shape)} is no list of up to {MAX_RANK} sizes")
+        raise refusal(path, f"{where}: its shape is no list of up to {MAX_RANK} sizes")
     if (
         not _wholes(offsets)
         or len(offsets) != 2

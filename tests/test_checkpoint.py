@@ -144,9 +144,9 @@ def test_the_first_difference_of_weights_is_named():
         ),
         ({"c": torch.ones(1)}, "weight 'c' belongs to no part of the model"),
     ]:
-        with pytest.raises(InputError, match="^m: " + message):
+        with pytest.raises(InputError, match=r"^m: " + message):
             checkpoint.check_weights(good | change, wanted, "m")
-    with pytest.raises(InputError, match="^m: weight 'b' is missing"):
+    with pytest.raises(InputError, match=r"^m: weight 'b' is missing"):
         checkpoint.check_weights({"a": good["a"]}, wanted, "m")
 
 

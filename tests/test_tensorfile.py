@@ -151,8 +151,11 @@ BAD = {
     "entry with less": (content({"w": {"dtype": "F32"}}), "not described by"),
     "unknown dtype": (content({"w": entry("F128")}, bytes(8)), "type 'F128' is none of F64, F32"),
     "dtype no text": (content({"w": entry(["F32"])}, bytes(8)), "type a list of 1 is none of"),
-    "shape no list": (content({"w": entry(shape=2)}, bytes(8)), "shape 2 is no list"),
-    "shape of floats": (content({"w": entry(shape=[2.0])}, bytes(8)), "shape a list of 1 is no list"),
+    "shape no list": (content({"w": entry(shape=2)}, bytes(8)), "its shape is no list of up to 8 sizes"),
+    "shape of floats": (
+        content({"w": entry(shape=[2.0])}, bytes(8)),
+        "its shape is no list of up to 8 sizes",
+    ),
     "shape of booleans": (content({"w": entry(shape=[True, 2])}, bytes(8)), "is no list of up to 8 sizes"),
     "negative size": (content({"w": entry(shape=[-1, -2])}, bytes(8)), "is no list of up to 8 sizes"),
     "rank 9": (content({"w": entry(shape=[2] + [1] * 8)}, bytes(8)), "is no list of up to 8 sizes"),
