@@ -262,11 +262,13 @@ def test_an_archive_can_be_the_source(served_yesno: Callable[..., source.Corpus]
     assert files.sha256(path) == before
 
 
-def test_the_known_homes_are_https_with_checksums_of_the_right_form() -> None:
+def test_the_known_homes_are_https_and_the_page_on_corpora_names_their_checksums() -> None:
     from asr.corpora import an4, fsdd
 
+    page = (Path(__file__).parents[1] / "docs" / "corpora.md").read_text(encoding="utf-8")
     for corpus in (an4.CORPUS, fsdd.CORPUS, yesno.CORPUS):
         check_url(corpus.archive.url)
         assert corpus.archive.url.startswith("https://")
         for digest in filter(None, (corpus.sha256, corpus.archive.sha256)):
             assert len(bytes.fromhex(digest)) == 32
+            assert f"`{digest[:8]}…`" in page

@@ -16,12 +16,9 @@ from asr.corpora.source import Recording
 from asr.errors import AsrError
 
 DATA = Path(__file__).parent / "data"
-FIXTURE_SHA256 = (
-    "a63de7ae178b302984cfffae91ca87d0b3a8fca1f5ec5f60249e2b2ab712c293"  # of the samples of the strings that the fixtures give; the same on every machine
-)
-FSDD_SHA256 = (
-    "a8f22a6c72be76c81fa6cbfcfd79510a8b5985c6734b4d7fdaa7b66b3e3ff64d"  # of those of the whole corpus
-)
+# SHA-256 of the samples of all strings: those that the fixtures give, and those of the whole corpus.
+FIXTURE_SHA256 = "a63de7ae178b302984cfffae91ca87d0b3a8fca1f5ec5f60249e2b2ab712c293"
+FSDD_SHA256 = "a8f22a6c72be76c81fa6cbfcfd79510a8b5985c6734b4d7fdaa7b66b3e3ff64d"
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from asr.corpora.download import Archive, Say, download
 from asr.errors import InputError
 
 T = TypeVar("T")
+MAX_FRAMES = 1_000_000  # no recording of these corpora lasts a minute
+_FORMATS = ("WAV", "WAVEX", "FLAC", "NIST")
 _REPORT_SECONDS = 3.0
 
 
@@ -111,16 +113,24 @@ def read_copy(corpus: Corpus, folder: Path, say: Say) -> Copy:
 
 
 def read_samples(path: Path) -> tuple[np.ndarray, int]:
-    """The samples of a mono 16-bit file, int16 little-endian (n,), and its rate in Hz. Raises InputError."""
+    """The samples of a mono 16-bit WAV, FLAC or Sphere file, little-endian int16 (n,), and its rate in Hz.
+
+    Raises:
+        InputError: the file is anything else, empty, or longer than `MAX_FRAMES`.
+    """
     import soundfile
 
     try:
-        samples, rate = soundfile.read(path, dtype="int16")
+        with soundfile.SoundFile(path) as file:
+            right = file.format in _FORMATS and file.subtype == "PCM_16" and file.channels == 1
+            if not right or not 0 < file.frames <= MAX_FRAMES:
+                raise InputError(
+                    f"{path}: {file.format}, {file.subtype}, {file.channels} channels, {file.frames} frames; "
+                    f"expected mono 16-bit WAV, FLAC or Sphere of 1 to {MAX_FRAMES}; get the corpus again"
+                )
+            return file.read(dtype="int16").astype("<i2"), file.samplerate
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: not readable as audio ({error}); get the corpus again") from error
-    if samples.ndim != 1 or not len(samples):
-        raise InputError(f"{path}: not one channel with at least one sample; get the corpus again")
-    return samples.astype("<i2"), rate
 
 
 def progress(items: Iterable[T], what: str, say: Say, total: int) -> Iterator[T]:
