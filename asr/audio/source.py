@@ -29,7 +29,7 @@ class Source:
 
     def __init__(self, source: object) -> None:
         self.error: Exception | None = None
-        self.patch: tuple[int, bytes] | None = None  # place and content
+        self.patch = (0, b"")  # place and content
         self._owned = isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview))
         if isinstance(source, (str, os.PathLike)):
             self.name = os.fsdecode(source)
@@ -45,7 +45,7 @@ class Source:
             raise InputError(
                 f"{type(source).__name__} is no audio source; give a path, bytes or a binary file", 2
             )
-        self.size: int = self.seek(0, io.SEEK_END)
+        self.size: int = self._file.seek(0, io.SEEK_END)
         if not self.size:
             self.close()
             raise InputError(f"{self.name}: is empty (0 bytes); record or copy it again")
@@ -76,11 +76,12 @@ class Source:
         return place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As of a file, but to before its start goes to its start."""
+        """As of a file, but never to outside it: offsets from a damaged header can be anything."""
         if whence != io.SEEK_SET:
-            offset += self._file.tell() if whence == io.SEEK_CUR else self._file.seek(0, io.SEEK_END)
-        self._file.seek(max(0, offset))
-        return max(0, offset)
+            offset += self.tell() if whence == io.SEEK_CUR else self.size
+        offset = min(max(0, offset), self.size)
+        self._file.seek(offset)
+        return offset
 
     def tell(self) -> int:
         """As of a file."""
@@ -98,9 +99,8 @@ class Source:
         except Exception as error:  # whatever a foreign file object raises
             self.error = error
             return filled
-        for index, byte in enumerate(
-            self.patch[1] if self.patch else b"", self.patch[0] - place if self.patch else 0
-        ):
+        at, content = self.patch
+        for index, byte in enumerate(content, at - place):
             if 0 <= index < filled:
                 view[index] = byte
         return filled
