@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,13 +45,13 @@ def save_model(path: str | os.PathLike[str], weights: Mapping[str, Tensor], card
     Args:
         path: the file, `model.safetensors` by custom.
         weights: name -> tensor, of any device and layout.
-        card: what `check_card` accepts.
+        card: what `check_card` accepts; a fact of the training that is no number of JSON becomes null.
 
     Raises:
         AsrError: the file can't be written; what stood there is untouched.
         InputError: the card or a weight is one that `load_model` would refuse.
     """
-    card = json.loads(json.dumps(card))  # what a reader will see: lists for tuples
+    card = _as_read(card)
     check_card(card, path)
     for name, tensor in weights.items():
         _check_finite(name, tensor, path)
@@ -214,6 +214,12 @@ def _number_of(path: Path) -> int:
 
 
 # Metadata
+
+
+def _as_read(card: dict[str, Any]) -> dict[str, Any]:
+    """A card as its reader sees it: lists for tuples, null for an infinite loss among the facts."""
+    training = json.loads(json.dumps(card.get("training", {})), parse_constant=lambda _: None)
+    return cast(dict[str, Any], json.loads(json.dumps(card | {"training": training})))
 
 
 def _metadata(form: str, key: str, value: dict[str, Any]) -> dict[str, str]:

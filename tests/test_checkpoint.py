@@ -75,6 +75,12 @@ def test_tuples_in_a_card_are_lists_for_its_reader(path, weights):
     assert checkpoint.read_card(path) == GOOD
 
 
+def test_a_fact_that_is_no_number_of_json_does_not_end_a_run(path, weights):
+    facts = {"dev": {"loss": math.inf, "rates": [math.nan, 0.5]}}
+    checkpoint.save_model(path, weights, GOOD | {"training": facts})
+    assert checkpoint.read_card(path)["training"] == {"dev": {"loss": None, "rates": [None, 0.5]}}
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_weight_that_is_not_finite_is_neither_saved_nor_loaded(path, weights, bad):
     checkpoint.save_model(path, weights, GOOD)
