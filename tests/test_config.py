@@ -185,6 +185,7 @@ def test_nothing_of_the_process_is_changed(fsdd, monkeypatch, tmp_path):
         return Path.cwd(), root.level, list(root.handlers), sys.modules.get("hydra_plugins", "absent")
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "hydra_plugins", raising=False)
     before = state()
     assert config.load("fsdd", []) == fsdd
     assert not GlobalHydra.instance().is_initialized()
@@ -196,6 +197,9 @@ def test_nothing_of_the_process_is_changed(fsdd, monkeypatch, tmp_path):
         assert GlobalHydra.instance().hydra is theirs
     assert state() == before
     assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, "hydra_plugins", logging)  # the program's, whatever it is
+    config.load("fsdd", [])
+    assert sys.modules["hydra_plugins"] is logging
 
 
 def test_threads_compose_at_the_same_time():
@@ -221,6 +225,9 @@ def test_any_path_of_the_installation_will_do(inside, tmp_path, fsdd):
     shutil.copytree(ROOT / "asr", place / "asr", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("conf", "recipes"):
         shutil.copytree(ROOT / name, place / "asr" / name if inside else place / name)
+    if inside:  # folders of the same name that other packages left beside ours
+        (place / "conf").mkdir()
+        (place / "recipes").mkdir()
     # A plugin that would tell of its import, as installed packages may bring them.
     (place / "hydra_plugins").mkdir()
     (place / "hydra_plugins" / "loud.py").write_text("print('plugin imported')\n")
