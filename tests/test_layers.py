@@ -39,6 +39,8 @@ ORDER = [
     "config",
     "curves",
     "run_folder",
+    "run",
+    "progress",
     "train",
     "recognizer",
     "evaluate",
