@@ -104,6 +104,7 @@ def test_run_folders_are_named_after_the_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(run)
     assert config.name_of("config.yaml") == "fsdd"
     assert config.name_of("fsdd") == "fsdd"
+    assert config.name_of("notes.yaml") == "notes"
     assert config.name_of("some/my.recipe.yaml") == "my.recipe"
 
 
