@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from asr import corpora, manifest
-from asr.corpora import an4, fsdd, yesno
+from asr.corpora import fsdd, source, yesno
 from asr.errors import AsrError, InputError
 from asr.manifest import Utterance
 
@@ -195,6 +195,25 @@ def test_what_was_changed_or_left_half_done_is_made_again(damage: str, tmp_path:
     assert "fsdd: prepared already" not in " ".join(said)
 
 
+def test_manifests_of_another_version_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpora.prepare("fsdd", tmp_path, DATA)
+    monkeypatch.setattr(fsdd, "VERSION", fsdd.VERSION + 1)
+    corpora.prepare("fsdd", tmp_path, DATA)
+    assert facts(tmp_path / "fsdd")["version"] == fsdd.VERSION
+
+
+def test_what_breaks_off_half_way_does_not_count_as_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpora.prepare("fsdd", tmp_path, DATA)
+    (tmp_path / "fsdd" / "dev.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(fsdd.prepared, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            corpora.prepare("fsdd", tmp_path, DATA)
+    assert not (tmp_path / "fsdd" / "corpus.json").exists()
+
+
 def test_another_source_or_audio_that_went_away_means_again(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(DATA / "fsdd", copy)
@@ -273,28 +292,36 @@ def test_audio_that_is_not_what_a_corpus_holds_is_named(tmp_path: Path) -> None:
             corpora.prepare("fsdd", tmp_path / "out", tmp_path)
 
     path.write_bytes(b"no audio")
-    refused("not readable as audio")
+    refused("")
     path.write_bytes(b"")
-    refused("not readable as audio")
+    refused("")
     for samples, form, subtype, text in (
-        (np.zeros((9, 2)), "WAV", "PCM_16", "WAV, PCM_16, 2 channels, 9 frames; expected mono 16-bit"),
+        (np.zeros((9, 2)), "WAV", "PCM_16", "WAV, PCM_16, 2 channels, 0.0 s; expected mono 16-bit"),
         (np.zeros(9), "WAV", "FLOAT", "WAV, FLOAT, 1 channels"),
         (np.zeros(9), "AIFF", "PCM_16", "AIFF, PCM_16"),
-        (np.zeros(0), "WAV", "PCM_16", "WAV, PCM_16, 1 channels, 0 frames"),
-        (np.zeros(1_000_001, "int16"), "FLAC", "PCM_16", "FLAC, .* 1000001 frames"),
+        (np.zeros(0), "WAV", "PCM_16", "holds no samples"),
+        (np.zeros(8000 * 61, "int16"), "FLAC", "PCM_16", "FLAC, .* 61.0 s; .* at most 60 s"),
     ):
         soundfile.write(path, samples, 8000, format=form, subtype=subtype)
         refused(text)
 
 
-def test_a_header_that_promises_a_day_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+def test_a_header_that_promises_months_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "recordings" / "0_george_0.flac"
     path.parent.mkdir()
     content = bytearray((DATA / "fsdd" / "0_george_0.flac").read_bytes())
     content[21:26] = bytes([content[21] | 0x0F]) + b"\xff" * 4  # 36 bits: the number of samples
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"0_george_0.flac: FLAC, PCM_16, 1 channels, 68719476735 frames"):
+    with pytest.raises(InputError, match=r"0_george_0.flac: FLAC, PCM_16, 1 channels, 8589934.6 s"):
         corpora.prepare("fsdd", tmp_path / "out", tmp_path)
+
+
+def test_samples_are_read_to_the_bit(tmp_path: Path) -> None:
+    samples = np.arange(-32768, 32768).astype("int16")
+    for form in ("WAV", "FLAC", "NIST"):
+        soundfile.write(tmp_path / "a", samples, 8000, format=form, subtype="PCM_16")
+        read, rate = source.read_samples(tmp_path / "a")
+        assert np.array_equal(read, samples) and rate == 8000 and read.dtype == np.dtype("<i2")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -344,7 +371,7 @@ def test_an4_is_complete_and_no_speaker_is_in_two_splits(asr_data: FindData, tmp
     assert set("".join(line.text or "" for found in splits.values() for line in found)) == set(
         "ABCDEFGHIJKLMNOPQRSTUVWXYZ "
     )
-    assert collections.Counter(name[0] for name in an4.DEV_SPEAKERS) == {"f": 4, "m": 4}
+    assert collections.Counter(name[0] for name in speakers["dev"]) == {"f": 4, "m": 4}
     assert facts(tmp_path / "an4")["complete"] is True
 
 

@@ -181,9 +181,10 @@ def _opened(path: Path) -> Iterator[Any]:
 @contextlib.contextmanager
 def _one_line(path: Path, *more: type[Exception]) -> Iterator[None]:
     """Whatever the content of `path` makes the readers raise (and `more`) becomes one InputError."""
+    kinds: tuple[type[Exception], ...] = (*_BROKEN, *more)
     try:
         yield
-    except (*_BROKEN, *more) as error:
+    except kinds as error:
         reason = f"{type(error).__name__}: {str(error)[:100]}"
         raise InputError(f"{path}: broken archive ({reason}); nothing kept, get it again") from error
 

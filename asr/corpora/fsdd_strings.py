@@ -11,6 +11,7 @@ with every version. ``OUT/fsdd_strings/audio/ID.flac`` holds 16-bit FLAC; the ke
 line names the takes.
 """
 
+import functools
 import hashlib
 import io
 from collections.abc import Iterator
@@ -43,15 +44,13 @@ def prepare(out: Path, source: Path | None, fetch: bool, say: Say) -> dict[str, 
     copy = obtain(FSDD, out, source, fetch, say)
     prepared.begin(folder)
     splits: dict[str, list[Utterance]] = {}
-    digest = hashlib.sha256()
+    digest, read = hashlib.sha256(), functools.cache(read_samples)
     for split, size in SIZES.items():
         takes = [one for one in copy.recordings if split_of(one.id) == split]
         strings = list(plan(takes, size, split)) if takes else []
         splits[split] = []
         for identity, chosen in progress(strings, f"fsdd_strings: {split}", say, len(strings)):
-            samples = join(
-                [read_samples(take.path)[0] for take in chosen], generator(SEED, f"noise {identity}")
-            )
+            samples = join([read(take.path)[0] for take in chosen], generator(SEED, f"noise {identity}"))
             digest.update(samples.tobytes())
             splits[split].append(_write(folder / "audio" / f"{identity}.flac", samples, chosen, split))
     facts = prepared.about(FSDD, copy, VERSION) | {

@@ -16,13 +16,14 @@ from typing import TypeVar
 
 import numpy as np
 
+from asr import audio
 from asr.corpora.archive import unpack
 from asr.corpora.download import Archive, Say, download
 from asr.errors import InputError
 
 T = TypeVar("T")
-MAX_FRAMES = 1_000_000  # no recording of these corpora lasts a minute
-_FORMATS = ("WAV", "WAVEX", "FLAC", "NIST")
+MAX_SECONDS = 60  # no recording of these corpora lasts so long
+_CONTAINERS = ("WAV", "WAVEX", "FLAC", "NIST")
 _REPORT_SECONDS = 3.0
 
 
@@ -116,21 +117,17 @@ def read_samples(path: Path) -> tuple[np.ndarray, int]:
     """The samples of a mono 16-bit WAV, FLAC or Sphere file, little-endian int16 (n,), and its rate in Hz.
 
     Raises:
-        InputError: the file is anything else, empty, or longer than `MAX_FRAMES`.
+        InputError: the file is anything else, damaged, empty, or longer than `MAX_SECONDS`.
     """
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(path) as file:
-            right = file.format in _FORMATS and file.subtype == "PCM_16" and file.channels == 1
-            if not right or not 0 < file.frames <= MAX_FRAMES:
-                raise InputError(
-                    f"{path}: {file.format}, {file.subtype}, {file.channels} channels, {file.frames} frames; "
-                    f"expected mono 16-bit WAV, FLAC or Sphere of 1 to {MAX_FRAMES}; get the corpus again"
-                )
-            return file.read(dtype="int16").astype("<i2"), file.samplerate
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: not readable as audio ({error}); get the corpus again") from error
+    known = audio.info(path)
+    right = known.container in _CONTAINERS and known.coding == "PCM_16" and known.channels == 1
+    if not right or known.seconds > MAX_SECONDS:
+        raise InputError(
+            f"{path}: {known.container}, {known.coding}, {known.channels} channels, {known.seconds:.1f} s; "
+            f"expected mono 16-bit WAV, FLAC or Sphere of at most {MAX_SECONDS} s; get the corpus again"
+        )
+    # 16-bit samples divided by 32768 are exact in float32, so this gives them back.
+    return (audio.read(path, known.rate).samples * 32768).astype("<i2"), known.rate
 
 
 def progress(items: Iterable[T], what: str, say: Say, total: int) -> Iterator[T]:

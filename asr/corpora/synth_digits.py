@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from asr import audio
 from asr.corpora import folder as prepared
 from asr.corpora.download import Say
 from asr.corpora.espeak import Request, speak
@@ -95,9 +96,7 @@ def plan() -> Iterator[tuple[str, str, Request]]:
 
 def degrade(speech: np.ndarray, rate: int, draw: np.random.RandomState) -> np.ndarray:
     """Speech, int16 (n,) at `rate` Hz, as int16 at 8 kHz with another level and light noise."""
-    import soxr
-
-    samples = soxr.resample(speech.astype(np.float64) / 32768, rate, RATE)
+    samples = audio.resample(speech.astype(np.float32) / 32768, rate, RATE).astype(np.float64)
     level = draw.uniform(0.05, 0.15) / max(float(np.sqrt(np.mean(samples**2))), 1e-6)
     noise = draw.standard_normal(len(samples)) * 10 ** (-draw.uniform(15, 40) / 20) * 0.1
     loud = samples * level + noise
