@@ -34,7 +34,9 @@ from asr import files
 from asr.features import LogMel
 
 FILES, SECONDS, RATE = 32, 10, 16000
-PAIRS = {  # ours, theirs: the least ratio of throughputs that is aimed at
+PAIRS: dict[
+    tuple[str, str], float | None
+] = {  # ours, theirs: the least ratio of throughputs that is aimed at
     ("slaney", "torchaudio"): 0.95,
     ("slaney", "librosa"): 3.0,
     ("slaney, normalised", "torchaudio"): None,
@@ -52,7 +54,7 @@ def main() -> None:
     waveforms = 0.1 * torch.randn(FILES, SECONDS * RATE, generator=torch.Generator().manual_seed(0))
     with threadpoolctl.threadpool_limits(1), torch.inference_mode():
         seconds = measure(ours(waveforms) | theirs(waveforms), options.turns)
-    figures = {
+    figures: dict[str, Any] = {
         "ratios": {f"{our} / {their}": ratio(seconds[our], seconds[their]) for our, their in PAIRS},
         "aims": {f"{our} / {their}": aim for (our, their), aim in PAIRS.items() if aim},
         "milliseconds": {name: [round(1e3 * turn, 1) for turn in turns] for name, turns in seconds.items()},
