@@ -130,16 +130,15 @@ class SoundFile:
             self.close()
             raise
 
-    def chunks(self, start: int) -> Iterator[np.ndarray]:
-        """Float32 `(frames, channels)` from frame `start` on. Raises InputError where the file breaks off."""
+    def chunks(self, start: int, count: int | None = None) -> Iterator[np.ndarray]:
+        """Float32 `(frames, channels)`: `count` frames from `start`, or all. Raises InputError at a break."""
         size = max(1, CHUNK_VALUES // self.channels)
-        begin = max(0, start - int(_PREROLL.get(self.coding, 0) * self.rate))
+        end = self.frames if count is None else start + count
+        begin = self._seek(start)
         done, skip, buffer = begin, start - begin, np.empty((0, self.channels), np.float32)
         try:
-            if begin:
-                self._file.seek(begin)
-            while self.frames is None or done < self.frames:
-                wanted = size if self.frames is None else min(size, self.frames - done)
+            while end is None or done < end:
+                wanted = size if end is None else min(size, end - done)
                 buffer = np.full((wanted, self.channels), np.nan, np.float32)
                 chunk = self._file.read(out=buffer)
                 if not len(chunk):
@@ -155,9 +154,21 @@ class SoundFile:
             raise cut_off(self.name, self.rate, self.frames, done) from error
         self._source.check()
         if self.frames is None:
-            self.frames = done
-        elif done < self.frames - (self.container == "MP3") * PADDING * self.rate:
+            self.frames = done if end is None or done < end else None
+        elif end is not None and done < end - (self.container == "MP3") * PADDING * self.rate:
             raise cut_off(self.name, self.rate, self.frames, done)
+
+    def _seek(self, start: int) -> int:
+        """Go to frame `start`, or as far before it as decoding needs to be exact there; returns where."""
+        begin = max(0, start - int(_PREROLL.get(self.coding, 0) * self.rate))
+        if not begin or self.frames is None:
+            return 0  # where the length is unknown, seeking behind the end would look like damage
+        try:
+            self._file.seek(begin)
+        except (soundfile.SoundFileError, OSError, ValueError) as error:
+            self._source.check()
+            raise self._damaged(error) from error
+        return begin
 
     def close(self) -> None:
         """Let go of libsndfile's part; the source stays open."""

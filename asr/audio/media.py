@@ -97,11 +97,13 @@ class MediaFile:
             self.close()
             raise
 
-    def chunks(self, start: int) -> Iterator[np.ndarray]:
-        """Float32 `(frames, channels)` from frame `start` on. Raises InputError where the file breaks off."""
+    def chunks(self, start: int, count: int | None = None) -> Iterator[np.ndarray]:
+        """Float32 `(frames, channels)`: `count` frames from `start`, or all. Raises InputError at a break."""
         skip, done = start, 0
         with self._damage():
             while (frame := self._frame) is not None:
+                if count is not None and done >= start + count:
+                    return
                 if (frame.sample_rate, len(frame.layout.channels)) != (self.rate, self.channels):
                     raise InputError(
                         f"{self.name}: changes its rate or channels on the way; convert it to FLAC"

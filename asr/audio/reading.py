@@ -243,7 +243,7 @@ def _segment(file: _Recording, offset: float, duration: float | None, limit: flo
         if count > limit * file.rate:
             raise _too_long(file.name, f"{count / file.rate:.0f} s", limit)
     found = 0
-    for chunk in file.chunks(begin):
+    for chunk in file.chunks(begin, count):
         part = chunk if count is None else chunk[: count - found]
         found += len(part)
         if found > limit * file.rate:

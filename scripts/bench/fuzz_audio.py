@@ -116,6 +116,7 @@ def read_all(seed: int, first: int, last: int, report: Path) -> None:
     with report.open("a", buffering=1) as lines:
         for number in range(first, last):
             lines.write(f"{number} ")
+            lines.flush()  # a crash must not take it along
             content = mutant(seed, number)
             signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)  # its signal ends the process
             begun = time.process_time()
