@@ -151,7 +151,7 @@ def _in_order(pieces: Iterable[Segment], duration: float) -> tuple[Segment, ...]
 
     def moved(time: float) -> float:
         nonlocal last
-        last = max(last, min(round(time, 3), duration)) if math.isfinite(time) else last
+        last = max(last, min(round(time, 3), duration))  # NaN: `last` stays, for no comparison with it holds
         return last
 
     ordered = []

@@ -174,6 +174,7 @@ def test_a_segment_is_two_lines_of_42_characters_at_most():
 def test_a_segment_lasts_seven_seconds_at_most_but_for_a_single_word():
     assert [len(piece.words) for piece in t.segments(spoken("a " * 20, each=0.5, gap=0.5))] == [7, 7, 6]
     assert [piece.text for piece in t.segments([Word("a", 0, 9, 1), Word("b", 9, 9.5, 1)])] == ["a", "b"]
+    assert [piece.text for piece in t.segments([Word("a", 0, 6.5, 1), Word("b", 6.5, 7, 1)])] == ["a b"]
 
 
 def test_no_words_no_segments():
