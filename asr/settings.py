@@ -41,7 +41,7 @@ def parse(key: str, text: str, where: str, quoted: bool = False) -> Any:
     elif kind is bool:
         value = {"true": True, "false": False}.get(text.lower(), text)
     elif kind is list and text.startswith("[") and text.endswith("]"):
-        items = text[1:-1].split(",", _MAX_ITEMS) if text[1:-1].strip() else []
+        items = text[1:-1].split(",") if text[1:-1].strip() else []
         value = [_number(int, item.strip()) for item in items]
     else:
         value = _number(kind, text)

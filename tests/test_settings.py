@@ -88,6 +88,7 @@ WRONG = [
     ("optim.lr=nan", "optim.lr is 'nan', not a number"),
     ("optim.lr=.inf", "optim.lr is '.inf', not a number"),
     ("optim.lr=1e999", "optim.lr is 'inf', not a number"),
+    ("optim.clip=" + "1" * 41, "optim.clip is '" + "1" * 41 + "', not a number from 0"),
     ("optim.clip=1e999", "optim.clip is 'inf', not a number from 0"),
     ("optim.lr=0", "optim.lr is '0.0', not a number above 0 to 10"),
     ("optim.lr=11", "optim.lr is '11.0', not a number above 0 to 10"),
