@@ -30,10 +30,9 @@ _RANGES = {
     "time_masks": (0, 100),
     "time_share": (0.0, 1.0),
 }
-# Of soxr's qualities the quickest whose pass band is full (0.2 dB down at 0.8 of half the rate).
-# Its images are at -110 dB.
-# A ratio of small whole numbers is resampled exactly (noise at -96 dB), any other by interpolation (at
-# -73 dB), so speeds are whole thousandths.
+# Of soxr's qualities the quickest with a full pass band (0.2 dB down at 0.8 of half the rate; images: -110).
+# It resamples by a ratio of small whole numbers exactly (noise at -96 dB), by any other through interpolation
+# (-73 dB), so speeds are whole thousandths.
 _QUALITY = "MQ"
 _SPEED_STEPS = 1000
 
