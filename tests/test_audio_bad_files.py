@@ -275,6 +275,8 @@ def test_a_flac_header_may_lie_or_be_silent_about_the_length():
     assert "header promises 36000.000 s (576000000 frames), 2.000 s (32000) are" in str(
         refusal(with_total(content, 576000000))
     )
+    few = with_total(content, 32100)  # 0.006 s more than there are
+    assert "header promises 2.006 s (32100 frames), 2.000 s (32000) are there" in str(refusal(few))
     assert "<bytes>: lasts 4294967 s, and at most 86400 s are read" in str(
         refusal(with_total(content, 2**36 - 1))
     )

@@ -1,14 +1,15 @@
 """Media files through PyAV (skipped where it is missing), and what is said where it is missing."""
 
+import base64
 import io
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 
 from asr import audio
-from asr.audio import media
 from asr.errors import InputError
 
 av = pytest.importorskip("av", reason="needs PyAV (extra media)")
@@ -35,12 +36,12 @@ def tone(seconds: float = 2.0, channels: int = 1) -> np.ndarray:
 
 def encode(container: str, codec: str, samples: np.ndarray, rate: int = RATE) -> bytes:
     file = io.BytesIO()
-    layout = {1: "mono", 2: "stereo"}[len(samples)]
+    layout = {1: "mono", 2: "stereo", 8: "7.1"}[len(samples)]
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=rate, layout=layout)
         if codec == "wmav2":
             stream.bit_rate = 96000  # its encoder takes no less
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        frame = av.AudioFrame.from_ndarray(samples.T.reshape(1, -1).copy(), format="flt", layout=layout)
         frame.sample_rate, frame.pts = RATE, 0
         resampler = av.AudioResampler(stream.codec_context.format, layout, rate, stream.frame_size or 1024)
         for part in (*resampler.resample(frame), *resampler.resample(None)):
@@ -134,6 +135,35 @@ def test_damaged_media_are_one_line():
         ) as caught:
             audio.read(part, 16000)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("mp4", "aac"), ("matroska", "pcm_s16le"), ("matroska", "flac")]
+)
+def test_eight_channels_are_read(container, codec):
+    samples = tone(0.5, 8) * np.arange(1, 9, dtype=np.float32)[:, None] / 8
+    content = encode(container, codec, samples)
+    for channel in (0, 7) if codec != "aac" else (0,):  # AAC's channel 3 is for low tones only
+        assert snr(samples[channel], audio.read(content, RATE, channel=channel).samples) > 10
+    assert audio.read(content, RATE).note == "8 channels averaged"
+
+
+# An AAC frame that says it has 41 channels, found by fuzzing: PyAV crashed on it.
+MANY_CHANNELS = zlib.decompress(
+    base64.b64decode(
+        "eNpdkVtIkwEAhT8v4CVEU/BCitAmI9JerCnJX5KohHiBzUXig+YFkSaKDvKySTKTvFBuiejD5p4CpXwwEtH5MFRSfJBBePnVhUIy"
+        "3FzD8CHR3/ngSwfOy+HAx+FI/qrcLNgP5n9NVTQ264Xes0nj7+e6NL9p5JPp/T2CFVXw+Rm7NF6X7gc8iRpqq6lGDzHr8hy8CGsL"
+        "c0KI+VjADyl2EWNT3FJ9y538Zs0vcffR2xxdgGkbLPM4+/odRUHvTPEQPwfJ3m/psDdLAY8b8paJIotbDEIslLwWbcWeTsjwXqNr"
+        "NSpC66iI0jJlsVFPRiCMUJJADXypaVBhPqD8p0/jgkSUb3yOf9BTKOMh3T82GJpPwJ1/gnl2ET7IZC1sTgy9VN9VjnHoQX6hFcN1"
+        "EnE77VgHWsmmhw7rtrErGqIJDQw18JfIRWSr8zzoPXCmIlByCR8vGT5tc3S51ISNc4Thts/Sp/jzYkV+akDhdhEjtr5KqhxO0mOd"
+        "sVO6lsIoXwtV+6vnT5eTJT+5mRJBTyxbdqei+PuZ2Km1d0+nuq3TO5V7N89IXAHgEpjN"
+    )
+)
+
+
+def test_more_channels_are_refused():
+    with pytest.raises(InputError, match="<bytes>: 41 channels are not read, at most 8; split the file"):
+        audio.read(MANY_CHANNELS, 16000)
 
 
 def test_codings_outside_the_closed_list_are_refused():

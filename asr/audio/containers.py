@@ -200,14 +200,14 @@ class SoundFile:
         return InputError(f"{self.name}: is damaged or cut off ({reason.strip().rstrip('.')}); copy it again")
 
 
-def check_limits(name: str, rate: int, channels: int) -> None:
+def check_limits(name: str, rate: int, channels: int, most: int = MAX_CHANNELS) -> None:
     """Raise InputError for a rate or a number of channels that no recording of speech has."""
     if not MIN_RATE <= rate <= MAX_RATE:
         raise InputError(
             f"{name}: a rate of {rate} Hz is not read, only {MIN_RATE} to {MAX_RATE} Hz; is it damaged?"
         )
-    if not 1 <= channels <= MAX_CHANNELS:
-        raise InputError(f"{name}: {channels} channels are not read, at most {MAX_CHANNELS}; split the file")
+    if not 1 <= channels <= most:
+        raise InputError(f"{name}: {channels} channels are not read, at most {most}; split the file")
 
 
 def cut_off(name: str, rate: int, promised: int, found: int) -> InputError:

@@ -15,33 +15,14 @@ from asr.audio.containers import check_limits, cut_off, ends_with_page
 from asr.audio.source import Source
 from asr.errors import InputError
 
-CODINGS = {
-    *(
-        "aac",
-        "alac",
-        "amrnb",
-        "amrwb",
-        "flac",
-        "mp2",
-        "mp2float",
-        "mp3",
-        "mp3float",
-        "opus",
-        "speex",
-        "vorbis",
-    ),
-    *("wmav1", "wmav2", "wmapro", "pcm_f32le", "pcm_s16be", "pcm_s16le", "pcm_s24le", "pcm_s32le"),
-}
+_COMPRESSED = "aac alac amrnb amrwb flac mp2 mp2float mp3 mp3float opus speex vorbis wmapro wmav1 wmav2"
+CODINGS = {*_COMPRESSED.split(), "pcm_f32le", "pcm_s16be", "pcm_s16le", "pcm_s24le", "pcm_s32le"}
 TOLERANCE = (
-    0.25  # seconds by which a track may be shorter than its container says: delays, the last packet's padding
+    0.25  # seconds that a track may be shorter than its container says: delays, the last packet's padding
 )
-_SCALES = {
-    "u8": 128.0,
-    "s16": 32768.0,
-    "s32": 2147483648.0,
-    "flt": 1.0,
-    "dbl": 1.0,
-}  # FFmpeg's sample formats
+MAX_CHANNELS = 8  # PyAV reads beyond its own memory where there are more
+_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}  # FFmpeg's
+_SCALES = {"s16": 32768.0, "s32": 2147483648.0, "flt": 1.0, "dbl": 1.0}
 
 
 def sniff(source: Source) -> str:
@@ -90,7 +71,7 @@ class MediaFile:
         try:
             with self._damage():
                 self._begin()
-            check_limits(self.name, self.rate, self.channels)
+            check_limits(self.name, self.rate, self.channels, MAX_CHANNELS)
             if not whole:
                 raise InputError(f"{self.name}: is cut off within its last Ogg page; copy or record it again")
         except InputError:
@@ -163,10 +144,14 @@ class MediaFile:
 
 
 def _samples(frame: Any, channels: int) -> np.ndarray:
-    """A decoded frame as float32 (frames, channels), full scale 1."""
-    values = frame.to_ndarray()
-    values = values.T if frame.format.is_planar else values.reshape(-1, channels)
-    scale = _SCALES[frame.format.name.removesuffix("p")]
-    if scale == 128.0:
+    """A decoded frame as float32 (frames, channels), full scale 1.
+
+    PyAV's own `to_ndarray` takes planes beyond the last channel from 8 channels on, and crashes on them.
+    """
+    kind = frame.format.name.removesuffix("p")
+    planes = frame.planes[: channels if frame.format.is_planar else 1]
+    raw = np.stack([np.frombuffer(plane, _TYPES[kind])[: frame.samples * channels] for plane in planes])
+    values = raw[:, : frame.samples].T if frame.format.is_planar else raw.reshape(-1, channels)
+    if kind == "u8":
         return (values.astype(np.float32) - 128) / 128
-    return (values / scale).astype(np.float32)
+    return (values / _SCALES[kind]).astype(np.float32)

@@ -208,7 +208,7 @@ def _blocks(
                 joined = np.concatenate(waiting)
                 whole = len(joined) // size * size
                 for begin in range(0, whole, size):
-                    yield joined[begin : begin + size].copy()
+                    yield joined[begin : begin + size]
                 waiting, count = [joined[whole:]], len(joined) - whole
     if count:
         yield np.concatenate(waiting)
