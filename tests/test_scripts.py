@@ -1,5 +1,6 @@
-"""scripts/env, with a stand-in for uv that makes an environment of links and notes what it should install."""
+"""scripts/env and scripts/demo, with stand-ins for uv and asr that note what they are asked for."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -193,3 +194,97 @@ def test_env_without_a_python_that_serves_says_which_ones_do(sandbox, tmp_path):
     assert done.stderr.splitlines()[-1] == (
         "scripts/env: needs Python 3.11, 3.12 or 3.13 (python3 is Python 3.10.1); install one, or uv"
     )
+
+
+ASR = """#!/usr/bin/env bash
+echo "$@" >>"$ASR_CALLS"
+case "$1 $2" in
+    "prepare $NO_CORPUS") echo "asr: $2: no copy was found" >&2; exit 1 ;;
+    prepare*) mkdir -p "data/$2" && cp "$MANIFEST" "data/$2/test.jsonl" ;;
+    train*)
+        run=runs/demo/${3#name=}
+        mkdir -p "$run" && echo '{}' | tee "$run/metrics.jsonl" >"$run/result.json" ;;
+    transcribe*) cat "$HEARD" ;;
+    evaluate*) cat "$MEASURED" ;;
+esac
+"""
+
+
+class Stage:
+    """A copy of scripts/demo with a stand-in for asr; `wrong` of the 100 words of the test set are wrong."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder
+        self.calls = folder / "calls"
+        (folder / "scripts").mkdir()
+        (folder / "bin").mkdir()
+        shutil.copy(ROOT / "scripts" / "demo", folder / "scripts" / "demo")
+        for path, text in (("scripts/env", "#!/bin/sh\n"), ("bin/asr", ASR)):
+            (folder / path).write_text(text)
+            (folder / path).chmod(0o755)
+        (folder / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
+        lines = [{"audio_filepath": f"{number}.flac", "text": f"{number} one"} for number in range(12)]
+        (folder / "manifest").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        heard = [{"text": text} for text in ("0 one", "2 two", "4 one", "6 one", "8 one")]
+        (folder / "heard").write_text("".join(json.dumps(line) + "\n" for line in heard))
+
+    def run(self, wrong: int = 0, no_corpus: str = "none") -> subprocess.CompletedProcess[str]:
+        rate = {"rate": wrong / 100, "interval": [0, 0.1], "count": 100, "utterances": 12}
+        rate |= {"substitutions": wrong, "deletions": 0, "insertions": 0}
+        measured = {"wer": rate, "cer": rate, "seconds": 60.0, "timing": {"rtf": 0.1}}
+        (self.root / "measured").write_text(json.dumps(measured))
+        self.calls.write_text("")
+        files = {name.upper(): str(self.root / name) for name in ("manifest", "heard", "measured")}
+        settings = {"ASR_VENV": str(self.root), "ASR_CALLS": str(self.calls), "NO_CORPUS": no_corpus}
+        command = [self.root / "scripts" / "demo"]
+        return subprocess.run(command, env=os.environ | files | settings, capture_output=True, text=True)
+
+    @property
+    def verbs(self) -> list[str]:
+        return [call.split()[0] for call in self.calls.read_text().splitlines()]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def test_demo_goes_from_recordings_to_a_table(stage):
+    done = stage.run(wrong=5)
+    assert done.returncode == 0, done.stderr
+    assert stage.verbs == ["prepare", "train", "transcribe", "evaluate"]
+    train = stage.calls.read_text().splitlines()[1]
+    assert train.startswith(
+        "train recipe=demo name=fsdd_strings data.corpus=fsdd_strings data.train=data/fsdd_strings/tr"
+    )
+    assert "2 one" + 36 * " " + "heard: 2 two   !" in done.stdout
+    assert done.stdout.count("heard:") == 5
+    assert done.stdout.count("!") == 2  # in the heading, and beside the wrong one
+    assert "word error rate       5.00 %, 95 % interval 0.00 to 10.00 %" in done.stdout
+    assert str(stage.root / "runs/demo/fsdd_strings/curves.png") in done.stdout
+    assert "Next:" in done.stdout
+    assert "synthetic" not in done.stdout.lower()
+
+
+def test_demo_skips_what_is_done(stage):
+    stage.run()
+    assert stage.run().returncode == 0
+    assert "train" not in stage.verbs
+
+
+def test_demo_fails_in_one_line_when_too_many_words_are_wrong(stage):
+    done = stage.run(wrong=6)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "scripts/demo: more than 5 % of the words are wrong; remove runs/demo/fsdd_strings to train again\n"
+    )
+
+
+def test_demo_speaks_the_digits_itself_without_recordings_and_says_so(stage):
+    done = stage.run(no_corpus="fsdd_strings")
+    assert done.returncode == 0, done.stderr
+    assert "asr: fsdd_strings: no copy was found" in done.stderr
+    assert "THIS IS SYNTHETIC SPEECH (espeak-ng)" in done.stdout
+    assert "data.test=data/synth_digits/test.jsonl" in stage.calls.read_text()
+    assert stage.run(no_corpus="fsdd_strings").returncode == 0
+    assert stage.verbs == ["prepare", "transcribe", "evaluate"]
