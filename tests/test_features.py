@@ -16,6 +16,7 @@ from torchaudio.compliance import kaldi
 
 from asr.errors import InputError
 from asr.features import MFCC, PRIOR_FRAMES, PRIOR_VARIANCE, LogMel, build
+from asr.features.normalization import normalized
 
 FIXTURES = sorted((Path(__file__).parent / "data" / "fsdd").glob("*.flac"))
 KINDS = [(kind, convention) for kind in ("logmel", "mfcc") for convention in ("slaney", "kaldi")]
@@ -322,6 +323,18 @@ def test_running_normalisation_is_that_of_a_loop_over_the_past(kind, convention)
         variance = (len(past) * past.var(0) + PRIOR_FRAMES * prior) / (len(past) + PRIOR_FRAMES)
         expected = (raw[frame] - past.mean(0)) / np.sqrt(variance)
         np.testing.assert_allclose(ours[frame], expected, atol=2e-5)
+
+
+def test_running_normalisation_of_an_hour_keeps_its_digits():
+    features = 3 + 0.01 * np.random.default_rng(0).standard_normal((1, 360_000, 1))
+    features[0, 0] = -23.0  # silence first, so that all sums are large
+    frames = torch.tensor([360_000])
+    ours = normalized(torch.tensor(features, dtype=torch.float32), frames, "running", 0.0)[0, -1000:, 0]
+    count = np.arange(1, 360_001)
+    mean = features[0, :, 0].cumsum() / count
+    variance = ((features[0, :, 0] + 23.0) ** 2).cumsum() / count - (mean + 23.0) ** 2
+    expected = (features[0, :, 0] - mean) / np.sqrt(variance * count / (count + PRIOR_FRAMES))
+    np.testing.assert_allclose(ours, expected[-1000:], atol=1e-4)
 
 
 def test_running_normalisation_does_not_look_ahead():
