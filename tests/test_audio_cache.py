@@ -247,6 +247,21 @@ def test_the_folder_may_be_deleted_at_any_time(tmp_path, recordings):
         thread.join()
 
 
+def test_a_folder_deleted_between_two_steps_is_no_reason_to_give_up(
+    tmp_path, recordings, monkeypatch, caplog
+):
+    def gone(source: Path, target: Path) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    cache = audio.SampleCache(tmp_path / "cache", 10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", gone)
+        cache.read(recordings[0], 8000)
+    cache.read(recordings[1], 8000)
+    assert len(kept(tmp_path / "cache")) == 1
+    assert not caplog.records
+
+
 def test_a_full_disk_is_said_once_and_reading_goes_on(tmp_path, recordings, decoded, monkeypatch, caplog):
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
