@@ -15,7 +15,6 @@ Any other key is kept and written back.
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -133,13 +132,13 @@ def _utterance(record: dict[str, Any], where: str) -> Utterance:
     for key in _TEXTS:
         value = record.get(key)
         if value is not None and not isinstance(value, str):
-            raise InputError(f"{where}: {key!r} is {value!r}, not a text")
-        if value and "\0" in value:
-            raise InputError(f"{where}: {key!r} holds a NUL character; remove it")
+            raise InputError(f"{where}: {key!r} is {_short(value)}, not a text")
+        if value and ("\0" in value or not _is_unicode(value)):
+            raise InputError(f"{where}: {key!r} holds a NUL character or half a surrogate pair; remove it")
     for key in _SECONDS:
         value = record.get(key)
         if value is not None and not _is_seconds(value):
-            raise InputError(f"{where}: {key!r} is {value!r}, not a number of seconds from 0")
+            raise InputError(f"{where}: {key!r} is {_short(value)}, not a number of seconds from 0")
     known = {key: record[key] for key in (*_TEXTS, *_SECONDS) if record.get(key) is not None}
     offset = float(known.pop("offset", 0.0))
     known.setdefault("id", record["audio_filepath"] + (f"@{offset:g}" if offset else ""))
@@ -148,9 +147,14 @@ def _utterance(record: dict[str, Any], where: str) -> Utterance:
 
 
 def _is_seconds(value: object) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _short(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."

@@ -80,7 +80,14 @@ class AcousticModel(nn.Module):
         for recurrent, norm in zip(self.recurrent, self.norms, strict=True):
             frames, _ = recurrent(frames, lengths=lengths)
             frames = self.dropout(norm(frames))
-        return self.head(frames).float().log_softmax(dim=-1), lengths
+        return self._log_probs(frames), lengths
+
+    def _log_probs(self, frames: Tensor) -> Tensor:
+        """Head and log-softmax; in inference on the CPU in float64, for in float32 sums of other batch sizes differ."""
+        if self.training or frames.device.type != "cpu":
+            return self.head(frames).float().log_softmax(dim=-1)
+        scores = nn.functional.linear(frames.double(), self.head.weight.double(), self.head.bias.double())
+        return scores.log_softmax(dim=-1).to(self.head.weight.dtype)
 
 
 class MaskedConvolution(nn.Module):

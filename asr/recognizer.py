@@ -171,7 +171,10 @@ class Recognizer:
         elif not isinstance(source, bytes):
             name = os.fspath(source)
         read = audio.read(source, rate, channel=channel, **segment)
-        return _Input(read.samples, rate, name, (read.note,) if read.note else ())
+        notes = [read.note] if read.note else []
+        if rate >= 16_000 and audio.narrow_band(read.samples, rate):
+            notes.append("carries nothing above 4 kHz, as a telephone does; expect more errors than on wide-band speech")
+        return _Input(read.samples, rate, name, tuple(notes))
 
     def _decode(self, inputs: Sequence["_Input"], decoder: Decoder | None) -> list[Transcript]:
         """One batch: emissions, hypotheses, transcripts."""

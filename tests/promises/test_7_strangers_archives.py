@@ -401,19 +401,9 @@ MANIFESTS: dict[str, bytes] = {
 }
 
 
-OPEN = {"duration of 400 digits", "offset of 400 digits", "text a long list", "half a surrogate"}
-
-
 @pytest.mark.parametrize(
     "content",
-    [
-        pytest.param(
-            content,
-            id=name,
-            marks=[pytest.mark.xfail(strict=True, reason="asr.manifest")] if name in OPEN else [],
-        )
-        for name, content in MANIFESTS.items()
-    ],
+    [pytest.param(content, id=name) for name, content in MANIFESTS.items()],
 )
 def test_a_hostile_manifest_is_refused_in_one_line_that_names_file_and_line(
     content: bytes, tmp_path: Path
