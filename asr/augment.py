@@ -127,7 +127,7 @@ class Augmentation:
         for row, (utterance, own) in enumerate(zip(utterances, lengths.tolist(), strict=True)):
             draw = generator(seed, epoch, utterance, "masks")
             _mask(keep_feature[row, 0], draw, self.frequency_masks, min(self.frequency_width, size - 1))
-            _mask(keep_time[row, :own, 0], draw, self.time_masks, min(int(self.time_share * own), own - 1))
+            _mask(keep_time[row, :own, 0], draw, self.time_masks, int(self.time_share * own))
         time, feature = (torch.from_numpy(~keep).to(features.device) for keep in (keep_time, keep_feature))
         return features.masked_fill(time, 0.0).masked_fill_(feature, 0.0)
 
