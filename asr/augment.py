@@ -137,8 +137,7 @@ def at_speed(samples: np.ndarray, rate: int, speed: float) -> np.ndarray:
     steps = round(speed * _SPEED_STEPS)
     if steps == _SPEED_STEPS or not len(samples):
         return samples
-    changed = soxr.resample(samples, rate * steps, rate * _SPEED_STEPS, _QUALITY)
-    return changed if len(changed) else samples
+    return soxr.resample(samples, rate * steps, rate * _SPEED_STEPS, _QUALITY)
 
 
 def _mask(keep: np.ndarray, draw: np.random.Generator, count: int, widest: int) -> None:

@@ -103,6 +103,8 @@ def test_gain_scales_by_the_same_factor_throughout_evenly_in_decibels():
 
 def test_waveforms_of_any_length_survive_and_are_not_changed_in_place():
     assert len(at_speed(tone(440.0, 1), 8000, 2.0)) == 1  # not half a sample
+    samples = tone(440.0)
+    assert at_speed(samples, 8000, 1.0004) is samples
     for length in (0, 1, 2, 3, 160, 1148):
         samples = tone(440.0, length)
         samples.setflags(write=False)  # as a file mapped into memory is
