@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = _parser()
         args, unknown = parser.parse_known_args(arguments)
         if unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         return args.run(args)
     except AsrError as error:
         sys.stderr.write(f"asr: {error}\n")
@@ -71,10 +71,16 @@ def _parser() -> _Parser:
 
     def verb(name: str, run: Any, summary: str, **settings: Any) -> _Parser:
         added: _Parser = verbs.add_parser(name, help=summary, description=summary, **settings)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, parser=added)
         added.add_argument("-q", "--quiet", action="store_true", help="no progress and no remarks")
         return added
 
+    _add_training_verbs(verb)
+    _add_model_verbs(verb)
+    return parser
+
+
+def _add_training_verbs(verb: Callable[..., _Parser]) -> None:
     prepare = verb("prepare", _prepare, "Make a corpus's manifests from a local copy or a download.")
     prepare.add_argument("corpus", help="fsdd, fsdd_strings, yesno, an4, synth_digits")
     prepare.add_argument(
@@ -94,6 +100,8 @@ def _parser() -> _Parser:
         "--overfit-one-batch", action="store_true", help="can the model learn one batch by heart?"
     )
 
+
+def _add_model_verbs(verb: Callable[..., _Parser]) -> None:
     transcribe = verb(
         "transcribe", _transcribe, "Transcribe recordings: files, folders, manifests, - for stdin."
     )
@@ -129,7 +137,6 @@ def _parser() -> _Parser:
     info = verb("info", _info, "What a model file says about itself.")
     info.add_argument("model", type=Path)
     info.add_argument("--json", action="store_true", help="the card as JSON")
-    return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +174,7 @@ def _train(args: argparse.Namespace) -> int:
     from asr import config
 
     if args.help:
-        print(config.help_text())
+        print(f"{args.parser.format_help()}\n{config.help_text()}")
         return 0
     recipe = [item.removeprefix("recipe=") for item in args.overrides if item.startswith("recipe=")]
     overrides = [item for item in args.overrides if not item.startswith("recipe=")]
@@ -179,18 +186,23 @@ def _train(args: argparse.Namespace) -> int:
         for settings in configs:
             print(config.to_yaml(settings), end="")
         return 0
-    status = 0
-    for settings in configs:
-        status = max(status, _train_one(args, settings, config.name_of(recipe[0])))
-    return status
-
-
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str) -> int:
-    """Prepare the corpus where its manifests are missing, then train one run."""
-    from asr import corpora, train
     from asr.console import Screen
+    from asr.run_folder import is_finished, run_path
 
     screen = Screen(args.quiet)
+    name = config.name_of(recipe[0])
+    for settings in configs:
+        if args.multirun and is_finished(run_path(settings, name)):
+            screen.say(f"{run_path(settings, name)}: finished already")
+        elif status := _train_one(args, settings, name, screen):
+            return status
+    return 0
+
+
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any) -> int:
+    """Prepare the corpus where its manifests are missing, then train one run."""
+    from asr import corpora, train
+
     manifest = Path(settings.data.train)
     if settings.data.corpus and not manifest.exists():
         corpora.prepare(settings.data.corpus, manifest.parent.parent, say=screen.say)

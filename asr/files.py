@@ -38,7 +38,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             f"{target}: not written ({error.strerror or error}); make room or choose another folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

@@ -38,6 +38,16 @@ _FREE = (
 _DRAW_EVERY = 60.0  # seconds between two pictures: drawing takes about one
 
 
+def run_path(config: Config, recipe: str) -> Path:
+    """The folder of a run: `out/<recipe>/<name>`, where the name is `seed<N>` if none is given."""
+    return Path(config.out) / recipe / (config.name or f"seed{config.seed}")
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run in that folder came to its end."""
+    return (path / "result.json").exists()
+
+
 class RunFolder:
     """Opens (or goes on with) the folder of a run.
 
@@ -56,7 +66,7 @@ class RunFolder:
         self._say = say
         self._drawn = time.monotonic()
         self._board = curves.tensorboard(path) if config.training.tensorboard else None
-        if self.result.exists():
+        if is_finished(path):
             raise InputError(
                 f"{path}: this run is finished; choose another name (name=...) or remove the folder", status=2
             )

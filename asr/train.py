@@ -20,7 +20,7 @@ from asr.config import Config
 from asr.errors import AsrError
 from asr.progress import Clock, Progress, epoch_line, opening, progress
 from asr.run import Position, Run, facts, resume, save_state
-from asr.run_folder import RunFolder
+from asr.run_folder import RunFolder, run_path
 
 _TOO_MANY_SKIPPED = 10  # steps in a row with a non-finite loss or gradient end the run
 
@@ -57,7 +57,7 @@ def train(
         InputError: settings, manifests or audio are wrong, or the run folder holds another run.
         AsrError: the run was stopped, diverged, or could not write.
     """
-    folder = RunFolder(Path(config.out) / recipe / (config.name or f"seed{config.seed}"), config, say)
+    folder = RunFolder(run_path(config, recipe), config, say)
     run = Run(config, folder.log)
     position = resume(run, folder)
     history = folder.read_history(position.epoch)
