@@ -55,7 +55,7 @@ _FEATURES: dict[str, Callable[[Any], bool]] = {
     "low": _number(0, 384_000),
     "high": _or_null(_number(0, 384_000)),
     "convention": _one_of("slaney", "kaldi"),
-    "normalize": _one_of("utterance", "running", "none"),
+    "normalize": _one_of("utterance", "level", "running", "none"),
 }
 _MODEL: dict[str, Callable[[Any], bool]] = {
     "features": _whole(1, 1_024),

@@ -3,7 +3,6 @@
 Where standard error is no terminal, the bar becomes a line every 30 seconds.
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 if TYPE_CHECKING:
-    from asr import train
+    from asr.progress import Progress as TrainingProgress
 
 _EVERY = 30.0  # seconds between lines where there is no terminal
 
@@ -66,7 +65,7 @@ class TrainingBar:
         self.progress = Progress(*columns, console=screen._console, transient=True)
         self._task = self.progress.add_task("", total=1.0)
 
-    def show(self, now: "train.Progress") -> None:
+    def show(self, now: "TrainingProgress") -> None:
         """Show where the run stands."""
         wer = "" if now.wer is None else f", dev WER {100 * now.wer:.2f} %"
         line = (
@@ -112,8 +111,3 @@ def clock(seconds: float | None) -> str:
         if whole < 3600
         else f"{whole // 3600}:{whole % 3600 // 60:02d} h"
     )
-
-
-def error(line: str) -> None:
-    """The one line of an error, on standard error."""
-    sys.stderr.write(f"asr: {line}\n")

@@ -7,7 +7,6 @@ file does not have, a character without a token, more labels than emission frame
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -176,7 +175,8 @@ class Loader:
         return changed if frames >= frames_needed(example.labels) else samples
 
     def _read(self, utterance: Utterance) -> np.ndarray:
-        segment = {"offset": utterance.offset, "duration": utterance.duration}
+        path, rate = utterance.path, self._features.rate
+        offset, duration = utterance.offset, utterance.duration
         if self._cache is not None:
-            return self._cache.read(Path(utterance.path), self._features.rate, **segment)
-        return audio.read(utterance.path, self._features.rate, **segment).samples
+            return self._cache.read(path, rate, offset=offset, duration=duration)
+        return audio.read(path, rate, offset=offset, duration=duration).samples

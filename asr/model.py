@@ -51,6 +51,7 @@ class AcousticModel(nn.Module):
     ) -> None:
         super().__init__()
         self.stack = stack
+        self.strides = tuple(convolutions)
         size = features * stack
         self.convolutions = nn.ModuleList()
         for stride in convolutions:
@@ -68,8 +69,8 @@ class AcousticModel(nn.Module):
     def frames(self, feature_frames: int) -> int:
         """Emission frames that so many feature frames give."""
         count = -(-feature_frames // self.stack)
-        for convolution in self.convolutions:
-            count = -(-count // convolution.stride)
+        for stride in self.strides:
+            count = -(-count // stride)
         return count
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ Everything but the audio comes from the model file: features, tokens and text no
 
 import dataclasses
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,8 +62,7 @@ class Recognizer:
         self.front_end = features.build(**self.card["features"])
         self.tokens: list[str] = self.card["tokens"]
         self.sample_rate: int = self.front_end.rate
-        strides = [convolution.stride for convolution in self.model.convolutions]
-        self.frame_seconds: float = self.front_end.hop * self.model.stack * int(np.prod(strides, dtype=int))
+        self.frame_seconds: float = self.front_end.hop * self.model.stack * math.prod(self.model.strides)
         self.identity = {"name": Path(path).name, "sha256": files.sha256(path)}
 
     def emissions(self, waveforms: Sequence[np.ndarray] | Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
@@ -104,9 +104,8 @@ class Recognizer:
             raise InputError(
                 "sample_rate goes with a waveform, and only with one: files know theirs", status=2
             )
-        if isinstance(source, np.ndarray):
-            source = _Waveform(source, sample_rate or self.sample_rate)
-        [result] = self._decode([self._read(source, channel)], decoder)
+        given = _Waveform(source, sample_rate) if isinstance(source, np.ndarray) and sample_rate else source
+        [result] = self._decode([self._read(given, channel)], decoder)
         return result
 
     def transcribe_many(

@@ -97,7 +97,7 @@ class Features:
     low: Annotated[float, Between(0, 384_000)]
     high: Annotated[float | None, Between(0, 384_000, above=True)]
     convention: Annotated[str, one_of("slaney", "kaldi")]
-    normalize: Annotated[str, one_of("utterance", "running", "none")]
+    normalize: Annotated[str, one_of("utterance", "level", "running", "none")]
     coefficients: Annotated[int | None, Between(1, 256)]
 
 

@@ -40,7 +40,12 @@ def test_path_bytes_waveform_and_utterance_give_one_transcript(recognizer):
     waveform, rate = soundfile.read(path, dtype="float32")
     expected = recognizer.transcribe(path)
     assert expected.text
-    for source, given in ((str(path), None), (path.read_bytes(), None), (waveform, rate), (Utterance(str(path)), None)):
+    for source, given in (
+        (str(path), None),
+        (path.read_bytes(), None),
+        (waveform, rate),
+        (Utterance(str(path)), None),
+    ):
         heard = recognizer.transcribe(source, given)
         assert (heard.text, heard.words, heard.duration) == (expected.text, expected.words, expected.duration)
     assert expected.audio_filepath == str(path)
@@ -76,7 +81,9 @@ def test_a_waveform_needs_its_rate_and_a_file_knows_its_own(recognizer):
         recognizer.transcribe(FILES[0], 8000)
 
 
-@pytest.mark.parametrize("samples", [np.zeros((2, 9)), np.zeros(0), np.array([0.0, np.nan])], ids=["2d", "0", "nan"])
+@pytest.mark.parametrize(
+    "samples", [np.zeros((2, 9)), np.zeros(0), np.array([0.0, np.nan])], ids=["2d", "0", "nan"]
+)
 def test_a_waveform_must_be_mono_not_empty_and_finite(recognizer, samples):
     with pytest.raises(InputError, match=r"a waveform must be mono \(samples,\), not empty, and finite"):
         recognizer.transcribe(samples.astype(np.float32), 8000)

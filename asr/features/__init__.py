@@ -16,9 +16,12 @@ MFCC         orthonormal DCT-II of these            the same, and Kaldi's lifter
 Both take the power spectrum of an FFT as long as the next power of two. A file of no samples has no frame.
 
 What lies behind a row's own samples (padding, noise, NaN) never matters: it is zeroed here, and the frames
-behind a row's own are 0. Statistics of `normalize` are taken over a row's own frames, for each feature apart:
+behind a row's own are 0. Statistics of `normalize` are taken over a row's own frames, for each feature apart
+(but for ``level``):
 
 - ``utterance``: zero mean and unit variance over the file; silence and a single frame become 0.
+- ``level``: one mean and one variance for all features of the file. Only the level goes; the shape of the
+  spectrum stays, which a file of one short word needs, where it *is* the word.
 - ``running``: causal. Frame t is taken relative to mean and variance of frames 0 to t, as if `PRIOR_FRAMES`
   frames with this mean and the variance of speech (`PRIOR_VARIANCE`) had gone before. Frame 0 is always 0.
 - ``none``.

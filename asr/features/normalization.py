@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-NORMALIZATIONS = ("utterance", "running", "none")
+NORMALIZATIONS = ("utterance", "level", "running", "none")
 PRIOR_FRAMES = 20
 PRIOR_VARIANCE = {
     "log-mel": 9.0,
@@ -20,17 +20,19 @@ def normalized(features: Tensor, frames: Tensor, how: str, prior: float) -> Tens
     Args:
         features: finite in every row's own frames.
         frames: `(batch,)` int64, on the same device.
-        how: ``utterance``, ``running`` or ``none``.
+        how: one of `NORMALIZATIONS`.
         prior: the variance that ``running`` starts from.
     """
     if how == "none":
         return _own(features, frames)
-    features = _own(features - features[:, :1], frames)  # what is constant becomes 0 exactly
+    over = (1, 2) if how == "level" else (1,)
+    start = features[:, :1, :1] if how == "level" else features[:, :1]
+    features = _own(features - start, frames)  # what is constant becomes 0 exactly
     if how == "running":
         return _own(_relative_to_past(features, prior), frames)
-    count = frames.clamp(min=1)[:, None, None]
-    deviation = _own(features - features.sum(1, keepdim=True) / count, frames)
-    variance = deviation.square().sum(1, keepdim=True) / count
+    count = frames.clamp(min=1)[:, None, None] * (features.shape[2] if how == "level" else 1)
+    deviation = _own(features - features.sum(over, keepdim=True) / count, frames)
+    variance = deviation.square().sum(over, keepdim=True) / count
     return deviation * (variance + _SMALLEST_VARIANCE).rsqrt()
 
 

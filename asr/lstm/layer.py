@@ -18,7 +18,7 @@ from torch import Tensor, nn
 class LSTM(nn.LSTM):
     """`torch.nn.LSTM` (same arguments, parameters, state_dict) that also takes padded input with `lengths`."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Run all layers and directions.
@@ -33,7 +33,7 @@ class LSTM(nn.LSTM):
             and the final states, which are None where `lengths` was given.
         """
         if lengths is None:
-            return super().forward(input, hx)
+            return nn.LSTM.forward(self, input, hx)
         if hx is not None:
             raise ValueError("initial states and lengths together are not supported")
         frames_first = input.transpose(0, 1) if self.batch_first else input
@@ -58,7 +58,7 @@ class LSTM(nn.LSTM):
     def _direction(self, frames: Tensor, name: str) -> Tensor:
         """One direction of one layer over `(frames, batch, size)`, from zero states."""
         if frames.device.type == "cpu":
-            frames = frames.to(self.weight_ih_l0.dtype)
+            frames = frames.to(next(self.parameters()).dtype)
         names = ["weight_ih_", "weight_hh_", *(["bias_ih_", "bias_hh_"] if self.bias else [])]
         weights = [getattr(self, prefix + name) for prefix in names]
         state = frames.new_zeros(1, frames.shape[1], self.hidden_size)

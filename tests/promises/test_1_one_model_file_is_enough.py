@@ -17,7 +17,9 @@ from asr import config, manifest, train
 def trained(tmp_path_factory):
     folder = tones.write_corpus(tmp_path_factory.mktemp("tones"), train=30, dev=8)
     recipe = tones.write_recipe(folder, epochs=12)
-    chosen = config.load(str(recipe), ["augment=none", "features=kaldi", "features.rate=8000", "features.mels=20"])
+    chosen = config.load(
+        str(recipe), ["augment=none", "features=kaldi", "features.rate=8000", "features.mels=20"]
+    )
     result = train.train(chosen, "tones", say=lambda line: None, show=lambda progress: None)
     return folder, result
 
