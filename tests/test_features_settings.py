@@ -44,7 +44,7 @@ from asr.features import LogMel, build
         ({"normalize": "utterances"}, r"features\.normalize=utterances: did you mean utterance\?"),
         (
             {"kind": "mfcc", "normalize": "batch"},
-            r"features\.normalize=batch: choose one of utterance, running, none",
+            r"features\.normalize=batch: choose one of utterance, level, running, none",
         ),
         ({"kind": "mfcc", "coefficients": 81}, r"features\.coefficients=81: .* 1 to 80"),
         ({"kind": "mfcc", "coefficients": 0}, r"features\.coefficients=0: .* 1 to 80"),

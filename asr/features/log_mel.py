@@ -32,7 +32,7 @@ class LogMel(nn.Module):
         low: lower edge of the lowest band in Hz, from 0.
         high: upper edge of the highest band in Hz, above `low`; None is half the rate, which is the most.
         convention: ``slaney`` or ``kaldi``.
-        normalize: ``utterance``, ``running`` or ``none``.
+        normalize: ``utterance``, ``level``, ``running`` or ``none``.
 
     Attributes: `rate` (Hz), `hop` (seconds between frames, exactly), `size` (features a frame).
 
