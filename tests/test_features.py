@@ -213,7 +213,7 @@ def test_a_padded_batch_gives_each_files_own_features(kind, convention, normaliz
     for number, samples in enumerate(rows):
         own = alone(module, samples)
         assert lengths[number] == len(own)
-        # one sample has a flat spectrum: divided by its tiny deviation, rounding errors are 1000 times as large
+        # one sample has a flat spectrum: over its tiny deviation, rounding errors are 1000 times as large
         flat = 1000 if normalize == "level" and len(samples) == 1 else 1
         np.testing.assert_allclose(features[number, : len(own)], own, rtol=2e-6, atol=flat * tolerance)
         assert not features[number, len(own) :].any()
