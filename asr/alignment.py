@@ -108,18 +108,14 @@ def count(references: list[str], hypotheses: list[str], unit: str) -> npt.NDArra
         InputError: the lists are of different lengths, or empty.
     """
     if len(references) != len(hypotheses):
-        raise InputError(
-            f"{len(references)} references but {len(hypotheses)} hypotheses; each needs the other"
-        )
+        raise InputError(f"{len(references)} references but {len(hypotheses)} hypotheses; each needs the other")
     if not references:
         raise InputError("no references and no hypotheses: nothing to score")
     pairs = zip(references, hypotheses, strict=True)
     if unit == "character":
         return np.array([_edits(said, heard) for said, heard in pairs], dtype=np.int64)
     number = _numbers()
-    return np.array(
-        [_edits(number(said.split()), number(heard.split())) for said, heard in pairs], dtype=np.int64
-    )
+    return np.array([_edits(number(said.split()), number(heard.split())) for said, heard in pairs], dtype=np.int64)
 
 
 def _numbers() -> Callable[[list[str]], list[int]]:
@@ -147,9 +143,7 @@ def _visible(token: str) -> str:
     """The token without what a terminal would obey instead of show; joiners (Persian, Indic, emoji) stay."""
     if token == " ":
         return "␣"
-    return "".join(
-        c if c.isprintable() or c in "\u200c\u200d" else "\N{REPLACEMENT CHARACTER}" for c in token
-    )
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else "\N{REPLACEMENT CHARACTER}" for c in token)
 
 
 def _width(text: str) -> int:

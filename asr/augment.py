@@ -155,11 +155,6 @@ def _mask(keep: np.ndarray, draw: np.random.Generator, count: int, widest: int) 
 
 def _check(name: str, value: Any, least: float, most: float) -> None:
     kind = int if isinstance(least, int) else int | float
-    if (
-        not isinstance(value, kind)
-        or isinstance(value, bool)
-        or not math.isfinite(value)
-        or not least <= value <= most
-    ):
+    if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value) or not least <= value <= most:
         number = "a whole number" if isinstance(least, int) else "a number"
         raise InputError(f"augment.{name}={value}: choose {number} from {least:g} to {most:g}", status=2)

@@ -17,7 +17,8 @@ from asr.recognizer import Recognizer, Source
 from asr.transcript import Transcript, formats, manifest_line, output_paths, render
 
 AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .sph .aiff .aif .au .caf .w64 .m4a .mp4 .aac .webm .mkv .mov .wma".split()
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au", ".caf", ".w64"}
+    | {".m4a", ".mp4", ".aac", ".webm", ".mkv", ".mov", ".wma"}
 )
 
 
@@ -53,9 +54,7 @@ def collect(inputs: Sequence[str], read_stdin: Callable[[], bytes]) -> list[Reco
         if item == "-":
             recordings.append(Recording("-", read_stdin()))
         elif path.is_dir():
-            found = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
-            )
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
             if not found:
                 raise InputError(f"{item}: no audio file in this folder; name files, or another folder")
             recordings += [Recording(str(file), file) for file in found]
@@ -123,10 +122,7 @@ class OutputFolder:
     def write_failures(self, failures: Sequence[tuple[Recording, InputError]]) -> None:
         """Write `failures.jsonl`, or remove one that is out of date."""
         path = self._folder / "failures.jsonl"
-        lines = [
-            json.dumps({"audio_filepath": recording.name, "error": str(error)})
-            for recording, error in failures
-        ]
+        lines = [json.dumps({"audio_filepath": recording.name, "error": str(error)}) for recording, error in failures]
         if lines:
             files.write_text(path, "\n".join(lines) + "\n")
         else:

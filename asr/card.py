@@ -92,9 +92,7 @@ def check_card(card: Any, path: str | os.PathLike[str]) -> None:
         if not isinstance(card[key], kind):
             raise refusal(path, f"card: {key!r} is {short(card[key])}, not a {kind.__name__}")
     if card["normalizer"] not in normalizers:
-        raise refusal(
-            path, f"card: no normaliser {short(card['normalizer'])}; known are {', '.join(normalizers)}"
-        )
+        raise refusal(path, f"card: no normaliser {short(card['normalizer'])}; known are {', '.join(normalizers)}")
     _check_values(card["features"], _FEATURES, ("kind",), "card: features", path)
     _check_values(card["model"], _MODEL, _MODEL.keys() - {"channels"}, "card: model", path)
     _check_values(card["decoder"], _DECODER, ("kind",), "card: decoder", path)
@@ -124,9 +122,7 @@ def check_keys(found: Any, wanted: Iterable[str], where: str, path: str | os.Pat
             raise refusal(path, f"{where}: key {key!r} is missing; the file is no model of asr or was edited")
     for key in found:
         if key not in wanted:
-            raise refusal(
-                path, f"{where}: unknown key {short(key)}; the file is no model of asr or was edited"
-            )
+            raise refusal(path, f"{where}: unknown key {short(key)}; the file is no model of asr or was edited")
 
 
 def _check_tokens(tokens: list[Any], count: int, path: str | os.PathLike[str]) -> None:

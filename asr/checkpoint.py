@@ -101,17 +101,13 @@ def check_weights(weights: Mapping[str, Any], expected: Expected, path: str | os
         if name not in weights:
             raise refusal(path, f"weight {name!r} is missing; the file does not fit its own card")
         if name not in expected:
-            raise refusal(
-                path, f"weight {short(name)} belongs to no part of the model; the file does not fit its card"
-            )
+            raise refusal(path, f"weight {short(name)} belongs to no part of the model; the file does not fit its card")
         found, wanted = (
             (tuple(weights[name].shape), weights[name].dtype),
             (tuple(expected[name][0]), expected[name][1]),
         )
         if found != wanted:
-            raise refusal(
-                path, f"weight {name!r} is {found[1]} {found[0]}, the card asks for {wanted[1]} {wanted[0]}"
-            )
+            raise refusal(path, f"weight {name!r} is {found[1]} {found[0]}, the card asks for {wanted[1]} {wanted[0]}")
 
 
 def _check_finite(name: str, tensor: Tensor, path: str | os.PathLike[str]) -> None:
@@ -119,9 +115,7 @@ def _check_finite(name: str, tensor: Tensor, path: str | os.PathLike[str]) -> No
     if tensor.is_floating_point() and tensor.numel():
         low, high = torch.aminmax(tensor.detach())
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise refusal(
-                path, f"weight {short(name)} is not finite (NaN or infinity); the model is of no use"
-            )
+            raise refusal(path, f"weight {short(name)} is not finite (NaN or infinity); the model is of no use")
 
 
 def describe(path: str | os.PathLike[str]) -> str:

@@ -51,21 +51,14 @@ class _Parser(argparse.ArgumentParser):
         for action in self._actions:
             known += list(action.choices) if isinstance(action, argparse._SubParsersAction) else []
         wrong = [word.strip("',") for word in message.replace("invalid choice: ", "").split()]
-        near = [
-            match
-            for word in wrong
-            for match in difflib.get_close_matches(word, known, 1, 0.6)
-            if word != match
-        ]
+        near = [match for word in wrong for match in difflib.get_close_matches(word, known, 1, 0.6) if word != match]
         hint = f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
         raise InputError(message.split(" (choose from")[0] + hint, status=2)
 
 
 def _parser() -> _Parser:
     """All verbs and their flags."""
-    parser = _Parser(
-        prog="asr", description="Train, run and measure speech recognisers (bidirectional LSTM, CTC)."
-    )
+    parser = _Parser(prog="asr", description="Train, run and measure speech recognisers (bidirectional LSTM, CTC).")
     parser.add_argument("--version", action="version", version=f"asr {asr.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -83,31 +76,21 @@ def _parser() -> _Parser:
 def _add_training_verbs(verb: Callable[..., _Parser]) -> None:
     prepare = verb("prepare", _prepare, "Make a corpus's manifests from a local copy or a download.")
     prepare.add_argument("corpus", help="fsdd, fsdd_strings, yesno, an4, synth_digits")
-    prepare.add_argument(
-        "--source", type=Path, help="folder of a local copy (else ASR_DATA, else a download)"
-    )
+    prepare.add_argument("--source", type=Path, help="folder of a local copy (else ASR_DATA, else a download)")
     prepare.add_argument("--out", type=Path, default=Path("data"), help="folder of prepared corpora (data)")
     prepare.add_argument("--no-download", action="store_true", help="an error where no local copy is found")
 
     train = verb("train", _train, "Train a recogniser by a recipe.", add_help=False)
-    train.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="recipe=NAME, then settings to change"
-    )
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, then settings to change")
     train.add_argument("-h", "--help", action="store_true", help="this help, the recipes and all settings")
     train.add_argument("--multirun", action="store_true", help="comma lists become one run each, in turn")
     train.add_argument("--dry-run", action="store_true", help="print the settings (a recipe) and stop")
-    train.add_argument(
-        "--overfit-one-batch", action="store_true", help="can the model learn one batch by heart?"
-    )
+    train.add_argument("--overfit-one-batch", action="store_true", help="can the model learn one batch by heart?")
 
 
 def _add_model_verbs(verb: Callable[..., _Parser]) -> None:
-    transcribe = verb(
-        "transcribe", _transcribe, "Transcribe recordings: files, folders, manifests, - for stdin."
-    )
-    transcribe.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="audio file, folder, manifest.jsonl, or -"
-    )
+    transcribe = verb("transcribe", _transcribe, "Transcribe recordings: files, folders, manifests, - for stdin.")
+    transcribe.add_argument("inputs", nargs="+", metavar="INPUT", help="audio file, folder, manifest.jsonl, or -")
     _add_model(transcribe)
     transcribe.add_argument("-o", "--output-dir", type=Path, help="a file an input here, not standard output")
     transcribe.add_argument(
@@ -123,9 +106,7 @@ def _add_model_verbs(verb: Callable[..., _Parser]) -> None:
     _add_model(evaluate)
     evaluate.add_argument("--manifest", type=Path, required=True, help="manifest with references")
     evaluate.add_argument("-o", "--output", type=Path, help="manifest of the hypotheses (pred_text) to write")
-    evaluate.add_argument(
-        "--max-wer", type=float, help="exit status 1 above this rate (a share: 0.05 is 5 %%)"
-    )
+    evaluate.add_argument("--max-wer", type=float, help="exit status 1 above this rate (a share: 0.05 is 5 %%)")
     _add_scoring(evaluate)
 
     score = verb("score", _score, "Word and character error rate of hypotheses, without a model.")
@@ -142,17 +123,13 @@ def _add_model_verbs(verb: Callable[..., _Parser]) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", type=Path, required=True, help="model.safetensors of a run")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (auto)")
-    parser.add_argument(
-        "--batch-seconds", type=float, default=120.0, help="audio computed together, seconds (120)"
-    )
+    parser.add_argument("--batch-seconds", type=float, default=120.0, help="audio computed together, seconds (120)")
     parser.add_argument("--channel", type=int, help="channel to take, from 0 (the mean of all)")
 
 
 def _add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--normalizer", help="none, lower, basic (of the model; none without one)")
-    parser.add_argument(
-        "--bootstrap", type=int, default=1000, help="resamples for the interval (1000; 0: none)"
-    )
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples for the interval (1000; 0: none)")
     parser.add_argument("--by", choices=["speaker"], help="draw the interval over speakers, not utterances")
     parser.add_argument("--json", action="store_true", help="the result as JSON")
 
@@ -162,9 +139,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from asr.console import Screen
 
     screen = Screen(args.quiet)
-    manifests = corpora.prepare(
-        args.corpus, args.out, args.source, download=not args.no_download, say=screen.say
-    )
+    manifests = corpora.prepare(args.corpus, args.out, args.source, download=not args.no_download, say=screen.say)
     for split, path in manifests.items():
         print(f"{split}\t{path}")
     return 0
@@ -215,9 +190,8 @@ def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any
         result = train.train(settings, recipe, say=screen.say, show=bar.show, stop=stop.status)
     low, high = (100 * bound for bound in result.dev["interval"] or (float("nan"),) * 2)
     print(f"dev WER {100 * result.dev['rate']:.2f} % [{low:.2f}, {high:.2f}] of {result.dev['count']} words")
-    print(
-        f"best model: {result.model} (epoch {result.best_epoch + 1} of {result.epochs}); curves: {result.folder / 'curves.png'}"
-    )
+    print(f"best model: {result.model} (epoch {result.best_epoch + 1} of {result.epochs})")
+    print(f"curves: {result.folder / 'curves.png'}")
     return 0
 
 
@@ -269,9 +243,7 @@ def _transcribe(args: argparse.Namespace) -> int:
             if folder:
                 folder.write(recording, result)
             else:
-                _print_transcript(
-                    bulk.rendered(recording, result, forms[0]), recording.name, forms[0], len(recordings)
-                )
+                _print_transcript(bulk.rendered(recording, result, forms[0]), recording.name, forms[0], len(recordings))
     if folder:
         folder.write_failures(failures)
         screen.say(f"{len(todo) - len(failures)} transcripts in {args.output_dir}")
@@ -322,14 +294,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(json.dumps(described | result.to_json(), ensure_ascii=False))
     else:
         print(f"{result.words}\n{result.characters}")
-        print(
-            f"{clock(result.seconds)} of audio in {clock(result.elapsed)}, {args.manifest}, model {args.model}"
-        )
+        print(f"{clock(result.seconds)} of audio in {clock(result.elapsed)}, {args.manifest}, model {args.model}")
     too_high = args.max_wer is not None and not result.words.rate <= args.max_wer
     if too_high:
-        sys.stderr.write(
-            f"asr: WER {100 * result.words.rate:.2f} % is above --max-wer {100 * args.max_wer:g} %\n"
-        )
+        sys.stderr.write(f"asr: WER {100 * result.words.rate:.2f} % is above --max-wer {100 * args.max_wer:g} %\n")
     return 1 if too_high or result.failures else 0
 
 
@@ -340,9 +308,7 @@ def _score(args: argparse.Namespace) -> int:
 
     pairs = read_pairs(args.reference, args.hypothesis)
     if args.by and pairs.speakers is None:
-        raise InputError(
-            f"{args.reference}: not every utterance names its speaker; --by speaker needs it", status=2
-        )
+        raise InputError(f"{args.reference}: not every utterance names its speaker; --by speaker needs it", status=2)
     normalizer = args.normalizer or "none"
     groups = pairs.speakers if args.by else None
     words, characters = (

@@ -82,11 +82,7 @@ def expand(overrides: list[str]) -> list[list[str]]:
         return jobs
     if any(item.startswith("name=") for item in overrides):
         raise InputError("--multirun: the jobs would share one run folder; leave name= out", status=2)
-    return (
-        jobs
-        if listed == {"seed"}
-        else [[*job, _name(number, job, listed)] for number, job in enumerate(jobs, 1)]
-    )
+    return jobs if listed == {"seed"} else [[*job, _name(number, job, listed)] for number, job in enumerate(jobs, 1)]
 
 
 def _name(number: int, job: list[str], listed: set[str]) -> str:
@@ -121,9 +117,7 @@ def recipes() -> dict[str, str]:
 def groups() -> dict[str, dict[str, str]]:
     """The groups and their variants, each variant with the comment in its first line."""
     found = {section: sorted((root("conf") / section).glob("*.yaml")) for section in SECTIONS}
-    return {
-        group: {path.stem: _first_comment(path) for path in paths} for group, paths in found.items() if paths
-    }
+    return {group: {path.stem: _first_comment(path) for path in paths} for group, paths in found.items() if paths}
 
 
 def help_text() -> str:
@@ -185,22 +179,16 @@ def _split(item: str) -> tuple[str, str]:
     if key.startswith("+"):
         raise InputError(f"{where}no key can be added; to change one, leave out the +", status=2)
     if re.match(r"hydra\b", key):
-        raise InputError(
-            f"{where}Hydra's own settings aren't used; out= and name= choose the run folder", status=2
-        )
+        raise InputError(f"{where}Hydra's own settings aren't used; out= and name= choose the run folder", status=2)
     if not equals:
         raise InputError(f"{where}no '=' in it; write KEY=VALUE", status=2)
     if key not in SETTINGS and key not in SECTIONS:
         raise settings.unknown_key(key, where)
     if not value:
-        raise InputError(
-            f"{where}nothing behind the '='; write null for no value, where a key takes it", status=2
-        )
+        raise InputError(f"{where}nothing behind the '='; write null for no value, where a key takes it", status=2)
     is_free = key in SETTINGS and SETTINGS[key].is_free_text
     if not is_free and re.match(r"(range|choice|glob|interval)\(", value):
-        raise InputError(
-            f"{where}functions aren't read; list the values, such as seed=1,2,3 --multirun", status=2
-        )
+        raise InputError(f"{where}functions aren't read; list the values, such as seed=1,2,3 --multirun", status=2)
     return key, value
 
 
@@ -244,9 +232,7 @@ def _compose(recipe: recipe_file.Recipe, choices: dict[str, str], path: Path) ->
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(f"{path} with {root('conf')}: {str(error).splitlines()[0]}", status=2) from error
     except OSError as error:
-        raise AsrError(
-            f"no temporary file for the recipe ({error.strerror}); make room or set TMPDIR", 2
-        ) from error
+        raise AsrError(f"no temporary file for the recipe ({error.strerror}); make room or set TMPDIR", 2) from error
 
 
 def _hydra(folder: str) -> Any:
@@ -288,11 +274,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= (
-            _flatten(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and value
-            else {f"{prefix}{key}": value}
-        )
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
 
 

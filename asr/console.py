@@ -106,8 +106,4 @@ def clock(seconds: float | None) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    return (
-        f"{whole // 60}:{whole % 60:02d} min"
-        if whole < 3600
-        else f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-    )
+    return f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d} h"

@@ -82,10 +82,7 @@ def greedy(log_probs: Tensor, lengths: Tensor, tokens: Sequence[str] | None = No
     best, path = log_probs.max(dim=2)
     valid = torch.arange(path.shape[1], device=path.device) < lengths.to(path.device)[:, None]
     scores = (best.double() * valid).sum(1).tolist()
-    rows = [
-        _collapse(p[:n], b[:n])
-        for p, b, n in zip(path.tolist(), best.tolist(), lengths.tolist(), strict=True)
-    ]
+    rows = [_collapse(p[:n], b[:n]) for p, b, n in zip(path.tolist(), best.tolist(), lengths.tolist(), strict=True)]
     exact = _log_probability(log_probs, lengths, [[token for token, *_ in row] for row in rows])
     return [
         Hypothesis(
@@ -122,9 +119,7 @@ def _words(runs: list[_Run], tokens: Sequence[str]) -> tuple[WordSpan, ...]:
         if not is_boundary:
             inside = list(group)
             probability = min(1.0, math.exp(sum(run[3] for run in inside) / len(inside)))
-            words.append(
-                WordSpan(join([tokens[run[0]] for run in inside]), inside[0][1], inside[-1][2], probability)
-            )
+            words.append(WordSpan(join([tokens[run[0]] for run in inside]), inside[0][1], inside[-1][2], probability))
     return tuple(words)
 
 
@@ -135,9 +130,7 @@ def _log_probability(log_probs: Tensor, lengths: Tensor, labels: list[list[int]]
     return (-loss(log_probs.detach().double().cpu(), lengths.cpu(), flat, counts)).tolist()
 
 
-def align(
-    log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor
-) -> list[list[tuple[int, int]]]:
+def align(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> list[list[tuple[int, int]]]:
     """The most probable frames of given labels: for each utterance a span `(start, end)` a label.
 
     Args:

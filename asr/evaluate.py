@@ -101,10 +101,6 @@ def _check(utterances: Sequence[Utterance], path: str | os.PathLike[str], by_spe
         raise InputError(f"{path}: no utterance in it; nothing to evaluate")
     for utterance in utterances:
         if utterance.text is None:
-            raise InputError(
-                f"{path}: line {utterance.line}: key 'text' is missing; scoring needs the reference"
-            )
+            raise InputError(f"{path}: line {utterance.line}: key 'text' is missing; scoring needs the reference")
         if by_speaker and utterance.speaker is None:
-            raise InputError(
-                f"{path}: line {utterance.line}: key 'speaker' is missing; --by speaker needs it"
-            )
+            raise InputError(f"{path}: line {utterance.line}: key 'speaker' is missing; --by speaker needs it")

@@ -32,9 +32,7 @@ class Example:
     labels: tuple[int, ...] = ()
 
 
-def read_examples(
-    path: str | os.PathLike[str], normalize: Callable[[str], str], max_seconds: float
-) -> list[Example]:
+def read_examples(path: str | os.PathLike[str], normalize: Callable[[str], str], max_seconds: float) -> list[Example]:
     """The utterances of a manifest with normalised texts; those longer than `max_seconds` are left out.
 
     Raises:
@@ -50,9 +48,7 @@ def read_examples(
         if seconds <= max_seconds:
             examples.append(Example(utterance, seconds, normalize(utterance.text)))
     if not examples:
-        raise InputError(
-            f"{path}: no utterance of at most {max_seconds:g} s (data.max_seconds); nothing to train on"
-        )
+        raise InputError(f"{path}: no utterance of at most {max_seconds:g} s (data.max_seconds); nothing to train on")
     return examples
 
 
@@ -71,9 +67,7 @@ def _seconds(utterance: Utterance, where: str) -> float:
     return min(seconds, rest)
 
 
-def label(
-    examples: Sequence[Example], tokenizer: CharTokenizer, path: str | os.PathLike[str]
-) -> list[Example]:
+def label(examples: Sequence[Example], tokenizer: CharTokenizer, path: str | os.PathLike[str]) -> list[Example]:
     """The examples with their labels. Raises InputError naming utterance, character and line of an unknown one."""
     labelled = []
     for example in examples:
@@ -89,9 +83,7 @@ def label(
     return labelled
 
 
-def check_frames(
-    examples: Sequence[Example], frames: Callable[[float], int], path: str | os.PathLike[str]
-) -> None:
+def check_frames(examples: Sequence[Example], frames: Callable[[float], int], path: str | os.PathLike[str]) -> None:
     """Refuse utterances that CTC cannot train on.
 
     Args:
@@ -157,9 +149,7 @@ class Loader:
             utterances=ids,
             features=features,
             lengths=lengths,
-            targets=torch.tensor(
-                [token for example in chosen for token in example.labels], dtype=torch.int64
-            ),
+            targets=torch.tensor([token for example in chosen for token in example.labels], dtype=torch.int64),
             target_lengths=torch.tensor([len(example.labels) for example in chosen], dtype=torch.int64),
             seconds=sum(example.seconds for example in chosen),
         )

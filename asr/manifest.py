@@ -94,9 +94,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterable[tuple[int, dict[str, 
                 number += 1
                 where = f"{path}: line {number}"
                 if len(line) > MAX_LINE_BYTES:
-                    raise InputError(
-                        f"{where}: longer than {MAX_LINE_BYTES} bytes; is this a manifest (JSONL)?"
-                    )
+                    raise InputError(f"{where}: longer than {MAX_LINE_BYTES} bytes; is this a manifest (JSONL)?")
                 if line.strip():
                     yield number, _object(line, where)
     except OSError as error:

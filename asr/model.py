@@ -74,7 +74,7 @@ class AcousticModel(nn.Module):
         return count
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `(batch, frames, size)`, lengths `(batch,)` -> log-probabilities `(batch, frames', tokens)`, lengths."""
+        """Features `(batch, frames, size)`, lengths `(batch,)` -> emissions `(batch, frames', tokens)`, lengths."""
         frames, lengths = _stack(mask(features, lengths), lengths, self.stack)
         for convolution in self.convolutions:
             frames, lengths = convolution(frames, lengths)

@@ -1,5 +1,10 @@
-"""The optimiser and its one schedule: AdamW (Loshchilov and Hutter, 2019), linear warm-up, cosine decay to a floor."""
+"""The optimiser, its one schedule, and the average of the weights that is kept as the model.
 
+AdamW (Loshchilov and Hutter, 2019); linear warm-up, then cosine decay to a floor; exponential moving average of the
+weights (Polyak and Juditsky, 1992, in the form of Szegedy et al., 2016), which is better than the last ones.
+"""
+
+import copy
 import math
 
 import torch
@@ -30,3 +35,23 @@ def schedule(step: int, steps: int, warmup: float, floor: float) -> float:
         return (step + 1) / rise
     progress = min(1.0, (step - rise) / max(1, steps - rise))
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def average_of(model: nn.Module) -> nn.Module:
+    """A copy of `model` to hold the average of its weights; it takes no gradients."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the average towards the weights after optimiser step `step` (from 1).
+
+    Args:
+        average: of `average_of`.
+        model: its weights now.
+        decay: share of the old average kept in a step; less in the first ones: `(1 + step) / (10 + step)`.
+        step: optimiser steps taken.
+    """
+    keep = min(decay, (1 + step) / (10 + step))
+    for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(weight, 1 - keep)

@@ -46,17 +46,13 @@ def read_pairs(reference: str | os.PathLike[str], hypothesis: str | os.PathLike[
     if hypothesis is None and kind != ".jsonl":
         raise InputError(f"{reference}: no hypotheses to score; name their file too", status=2)
     if kind != other and ".txt" in (kind, other):
-        raise InputError(
-            f"{reference}, {hypothesis}: .txt goes by lines, the other by ids; give two alike", status=2
-        )
+        raise InputError(f"{reference}, {hypothesis}: .txt goes by lines, the other by ids; give two alike", status=2)
     alone = hypothesis is None or Path(reference).resolve() == Path(hypothesis).resolve()
     hypothesis = reference if hypothesis is None else hypothesis
     said, speakers = _references(reference, kind)
     heard = _manifest_hypotheses(hypothesis, alone) if other == ".jsonl" else _LINES[other](hypothesis)
     if kind == ".txt" and len(said) != len(heard):
-        raise InputError(
-            f"{reference} has {len(said)} lines, {hypothesis} {len(heard)}; line by line they must match"
-        )
+        raise InputError(f"{reference} has {len(said)} lines, {hypothesis} {len(heard)}; line by line they must match")
     _check_ids(reference, said, hypothesis, heard)
     return Pairs(list(said), list(said.values()), [heard[key] for key in said], speakers)
 
@@ -64,9 +60,7 @@ def read_pairs(reference: str | os.PathLike[str], hypothesis: str | os.PathLike[
 def _kind(path: str | os.PathLike[str]) -> str:
     suffix = Path(path).suffix.lower()
     if suffix not in _KINDS:
-        raise InputError(
-            f"{path}: {suffix or 'no suffix'} is no known kind; use {', '.join(_KINDS)}", status=2
-        )
+        raise InputError(f"{path}: {suffix or 'no suffix'} is no known kind; use {', '.join(_KINDS)}", status=2)
     return _KINDS[suffix]
 
 
@@ -90,9 +84,7 @@ def _manifest_hypotheses(path: str | os.PathLike[str], alone: bool) -> dict[str,
     return _manifest_texts(path, utterances, "pred_text" if predicted else "text")
 
 
-def _manifest_texts(
-    path: str | os.PathLike[str], utterances: list[manifest.Utterance], key: str
-) -> dict[str, str]:
+def _manifest_texts(path: str | os.PathLike[str], utterances: list[manifest.Utterance], key: str) -> dict[str, str]:
     texts = {utterance.id: getattr(utterance, key) for utterance in utterances}
     lacking = [name for name, text in texts.items() if text is None]
     if lacking:
@@ -114,9 +106,7 @@ def _trn_lines(path: str | os.PathLike[str]) -> dict[str, str]:
         words, opening, name = line.strip().rpartition("(")
         name, where = name[:-1].strip(), f"{path}: line {number}"
         if not opening or not line.rstrip().endswith(")") or not name:
-            raise InputError(
-                f"{where}: does not end in an utterance id in brackets, as in 'the words (speaker-01)'"
-            )
+            raise InputError(f"{where}: does not end in an utterance id in brackets, as in 'the words (speaker-01)'")
         if "{" in words.split():
             raise InputError(f"{where}: alternatives in braces are not supported; keep one of them")
         if name in texts:
@@ -133,14 +123,10 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(line) > MAX_LINE_BYTES:
-                    raise InputError(
-                        f"{path}: line {number}: longer than {MAX_LINE_BYTES} bytes; is this a text?"
-                    )
+                    raise InputError(f"{path}: line {number}: longer than {MAX_LINE_BYTES} bytes; is this a text?")
                 yield (
                     number,
-                    line.decode("utf-8-sig" if number == 1 else "utf-8")
-                    .removesuffix("\n")
-                    .removesuffix("\r"),
+                    line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r"),
                 )
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: line {number}: not UTF-8; save the file as UTF-8") from error
@@ -163,12 +149,8 @@ def _check_ids(
     missing = [name for name in said if name not in heard]
     if missing:
         counts = f"{len(missing)} of {len(said)} utterances of {reference}"
-        raise InputError(
-            f"{hypothesis}: no hypothesis for {counts}, the first is {missing[0]!r}; transcribe them too"
-        )
+        raise InputError(f"{hypothesis}: no hypothesis for {counts}, the first is {missing[0]!r}; transcribe them too")
     added = [name for name in heard if name not in said]
     if added:
         counts = f"{len(added)} of {len(heard)} utterances"
-        raise InputError(
-            f"{hypothesis}: {counts} are not in {reference}, the first is {added[0]!r}; take them out"
-        )
+        raise InputError(f"{hypothesis}: {counts} are not in {reference}, the first is {added[0]!r}; take them out")

@@ -72,10 +72,12 @@ def epoch_line(metrics: dict[str, Any]) -> str:
     """An epoch in a line."""
     train, dev, timing = metrics["train"], metrics["dev"], metrics["timing"]
     seconds = timing["training_seconds"] + timing["waiting_seconds"]
-    return (
-        f"epoch {metrics['epoch'] + 1}: loss {train['loss']:.4f}, dev loss {dev['loss']:.4f}, "
-        f"dev WER {100 * dev['rate']:.2f} %{' (best)' if metrics['best'] else ''}, blank {100 * train['blank_rate']:.0f} %, "
-        f"gradient norm {train['gradient_norm']:.2f} ({100 * train['clipped']:.0f} % clipped, {train['skipped']} skipped), "
+    parts = [
+        f"epoch {metrics['epoch'] + 1}: loss {train['loss']:.4f}, dev loss {dev['loss']:.4f}",
+        f"dev WER {100 * dev['rate']:.2f} %{' (best)' if metrics['best'] else ''}",
+        f"blank {100 * train['blank_rate']:.0f} %",
+        f"gradient norm {train['gradient_norm']:.2f} ({100 * train['clipped']:.0f} % clipped, {train['skipped']} skipped)",
         f"{seconds:.1f} s ({timing['speech_seconds'] / max(seconds, 1e-9):.0f} x real time, "
-        f"{100 * timing['waiting_seconds'] / max(seconds, 1e-9):.0f} % waiting) + {timing['dev_seconds']:.1f} s dev"
-    )
+        f"{100 * timing['waiting_seconds'] / max(seconds, 1e-9):.0f} % waiting) + {timing['dev_seconds']:.1f} s dev",
+    ]
+    return ", ".join(parts)

@@ -99,18 +99,14 @@ def _check_events(path: Path, text: str) -> None:
     for count, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
         where = f"{path}: line {event.start_mark.line + 1}: "
         if getattr(event, "anchor", None):  # an alias has the name of its anchor here
-            raise InputError(
-                f"{where}anchors and aliases (& and *) aren't read; write the value out", status=2
-            )
+            raise InputError(f"{where}anchors and aliases (& and *) aren't read; write the value out", status=2)
         if getattr(event, "tag", None):
             raise InputError(f"{where}tags (!) aren't read; write a plain value", status=2)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
             raise InputError(f"{where}nested deeper than a recipe is ({_MAX_DEPTH} levels)", status=2)
         if count > _MAX_PARTS:
-            raise InputError(
-                f"{where}more than {_MAX_PARTS} keys and values; a recipe has some 30 lines", status=2
-            )
+            raise InputError(f"{where}more than {_MAX_PARTS} keys and values; a recipe has some 30 lines", status=2)
 
 
 def _pairs(path: Path, node: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -120,9 +116,7 @@ def _pairs(path: Path, node: Any, prefix: str = "") -> Iterator[tuple[str, Any, 
         where = f"{path}: line {key_node.start_mark.line + 1}: "
         key = key_node.value
         if not isinstance(key, str) or "." in key:
-            raise InputError(
-                f"{where}a key is one word, those of a section stand indented below it", status=2
-            )
+            raise InputError(f"{where}a key is one word, those of a section stand indented below it", status=2)
         if key in seen:
             raise InputError(f"{where}{prefix + key[:60]!r} stands twice; leave one out", status=2)
         seen.add(key)

@@ -32,9 +32,10 @@ _WINDOW = 64  # utterances sorted by length together; results still come in inpu
 
 
 class Decoder(Protocol):
-    """Anything with `decode(log_probs (frames, tokens)) -> list[Hypothesis]`, best first."""
+    """What turns emissions into text, such as `asr.decode.beam.BeamSearch`."""
 
-    def decode(self, log_probs: Tensor) -> list[Hypothesis]: ...
+    def decode(self, log_probs: Tensor) -> list[Hypothesis]:
+        """The hypotheses of one utterance's log-probabilities `(frames, tokens)`, best first."""
 
 
 def load(path: str | os.PathLike[str], device: str = "auto") -> "Recognizer":
@@ -101,9 +102,7 @@ class Recognizer:
             InputError: the recording can't be read.
         """
         if isinstance(source, np.ndarray) != (sample_rate is not None):
-            raise InputError(
-                "sample_rate goes with a waveform, and only with one: files know theirs", status=2
-            )
+            raise InputError("sample_rate goes with a waveform, and only with one: files know theirs", status=2)
         given = _Waveform(source, sample_rate) if isinstance(source, np.ndarray) and sample_rate else source
         [result] = self._decode([self._read(given, channel)], decoder)
         return result
@@ -172,7 +171,9 @@ class Recognizer:
         read = audio.read(source, rate, channel=channel, **segment)
         notes = [read.note] if read.note else []
         if rate >= 16_000 and audio.narrow_band(read.samples, rate):
-            notes.append("carries nothing above 4 kHz, as a telephone does; expect more errors than on wide-band speech")
+            notes.append(
+                "carries nothing above 4 kHz, as a telephone does; expect more errors than on wide-band speech"
+            )
         return _Input(read.samples, rate, name, tuple(notes))
 
     def _decode(self, inputs: Sequence["_Input"], decoder: Decoder | None) -> list[Transcript]:
@@ -182,9 +183,7 @@ class Recognizer:
         if decoder is None:
             hypotheses = ctc.greedy(log_probs, lengths, self.tokens)
         else:
-            hypotheses = [
-                decoder.decode(row[:n])[0] for row, n in zip(log_probs, lengths.tolist(), strict=True)
-            ]
+            hypotheses = [decoder.decode(row[:n])[0] for row, n in zip(log_probs, lengths.tolist(), strict=True)]
         rtf = (time.perf_counter() - begun) / max(1e-9, sum(one.seconds for one in inputs))
         return [self._transcript(one, heard, rtf) for one, heard in zip(inputs, hypotheses, strict=True)]
 

@@ -74,9 +74,7 @@ class Run:
         )
         self.tokenizer = text.CharTokenizer.from_texts(example.text for example in train)
         self.front_end = features.build(**_settings(config.features))
-        shape = dict(
-            features=self.front_end.size, tokens=len(self.tokenizer.tokens), **_settings(config.model)
-        )
+        shape = dict(features=self.front_end.size, tokens=len(self.tokenizer.tokens), **_settings(config.model))
         self.model = AcousticModel(**shape).to(self.device)
         self.card = {
             "features": _settings(config.features),
@@ -86,9 +84,9 @@ class Run:
             "decoder": dataclasses.asdict(config.decoder),
         }
         self.train, self.dev = (
-            self._loader(chosen, path)
-            for chosen, path in ((train, config.data.train), (dev, config.data.dev))
+            self._loader(chosen, path) for chosen, path in ((train, config.data.train), (dev, config.data.dev))
         )
+        self.averaged = optim.average_of(self.model) if config.optim.average else self.model
         self.data = {path: files.sha256(path) for path in (config.data.train, config.data.dev)}
         self.optimizer = optim.adamw(
             self.model, config.optim.lr, (config.optim.beta1, config.optim.beta2), config.optim.weight_decay
@@ -114,21 +112,21 @@ class Run:
         seconds = [example.seconds for example in self.train.examples]
         return batches.order(seconds, self.config.data.batch_seconds, self.config.seed, epoch)
 
-    def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """CTC loss of each utterance `(batch,)`, log-probabilities and their lengths."""
+    def losses(
+        self, batch: Batch, model: torch.nn.Module | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """CTC loss of each utterance `(batch,)`, log-probabilities and their lengths, by `model` (the trained one)."""
         autocast = self.config.training.autocast
-        with (
-            torch.autocast(self.device.type, getattr(torch, autocast))
-            if autocast
-            else contextlib.nullcontext()
-        ):
-            log_probs, lengths = self.model(batch.features, batch.lengths)
+        with torch.autocast(self.device.type, getattr(torch, autocast)) if autocast else contextlib.nullcontext():
+            log_probs, lengths = (model or self.model)(batch.features, batch.lengths)
         return ctc.loss(log_probs, lengths, batch.targets, batch.target_lengths), log_probs, lengths
 
 
 def save_state(run: Run, position: Position, folder: RunFolder) -> None:
     """Commit everything that the rest of the run depends on."""
     tensors = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
+    if run.averaged is not run.model:
+        tensors |= {f"averaged.{name}": tensor for name, tensor in run.averaged.state_dict().items()}
     for number, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -148,16 +146,16 @@ def resume(run: Run, folder: RunFolder) -> Position:
             f"{folder.path}: the manifests changed since this run began; choose another name (name=...)",
             status=2,
         )
-    model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    run.model.load_state_dict(model)
+    for prefix, model in (("model.", run.model), ("averaged.", run.averaged)):
+        weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if prefix == "model." or run.averaged is not run.model:
+            model.load_state_dict(weights)
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
             _, number, name = key.split(".")
             moments.setdefault(int(number), {})[name] = tensor
-    run.optimizer.load_state_dict(
-        {"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]}
-    )
+    run.optimizer.load_state_dict({"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and run.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random.cuda"], run.device)

@@ -25,9 +25,7 @@ class Between:
 
     def holds(self, value: Any) -> bool:
         """Whether the number is one of these (no infinity is)."""
-        return (
-            math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
-        )
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
 
     def words(self) -> str:
         """The range in words: ``from 0 to 1``."""
@@ -138,6 +136,7 @@ class Optim:
     warmup: Annotated[float, Share]
     floor: Annotated[float, Share]
     clip: Annotated[float, Between(0)]
+    average: Annotated[float, Between(0, 0.99999)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +146,7 @@ class Training:
     epochs: Annotated[int, Between(1, 100_000)]
     patience: Annotated[int, Count]
     accumulate: Annotated[int, Between(1, 10_000)]
-    autocast: Annotated[str | None, one_of("bfloat16", "float16")]
+    autocast: Annotated[str | None, one_of("bfloat16")]
     save_minutes: Annotated[float, Between(0, 10_000)]
     tensorboard: bool
 

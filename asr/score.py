@@ -204,16 +204,12 @@ def _check(unit: str, bootstrap: int, seed: int) -> None:
     check_unit(unit)
     if bootstrap != 0 and not _MIN_BOOTSTRAP <= bootstrap <= _MAX_BOOTSTRAP:
         limits = f"from {_MIN_BOOTSTRAP} to {_MAX_BOOTSTRAP}"
-        raise InputError(
-            f"bootstrap is {bootstrap} replications; use 0 for no interval, or {limits}", status=2
-        )
+        raise InputError(f"bootstrap is {bootstrap} replications; use 0 for no interval, or {limits}", status=2)
     if seed < 0:
         raise InputError(f"seed is {seed}; use a whole number from 0", status=2)
 
 
-def _score(
-    counts: Integers, clusters: Integers | None, unit: str, name: str, bootstrap: int, seed: int
-) -> Score:
+def _score(counts: Integers, clusters: Integers | None, unit: str, name: str, bootstrap: int, seed: int) -> Score:
     rows = _sum_clusters(np.stack([counts[:, :3].sum(1), counts[:, 3]], axis=1), clusters)
     substitutions, deletions, insertions, units = map(int, counts.sum(0))
     return Score(
@@ -240,9 +236,7 @@ def _clusters(groups: Iterable[Hashable] | None, utterances: int) -> Integers | 
     if len(names) != utterances:
         raise InputError(f"{len(names)} group names for {utterances} utterances; each utterance needs one")
     if None in names:
-        raise InputError(
-            f"utterance {names.index(None)} (from 0) has no group; name its group or leave groups out"
-        )
+        raise InputError(f"utterance {names.index(None)} (from 0) has no group; name its group or leave groups out")
     number: defaultdict[Hashable, int] = defaultdict(itertools.count().__next__)
     return np.array([number[name] for name in names], dtype=np.int64)
 

@@ -94,11 +94,7 @@ def _text_fault(value: str, nullable: bool) -> str:
 def _refuse(setting: Setting, value: Any, where: str) -> NoReturn:
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    near = (
-        setting.range.examples
-        if isinstance(setting.range, Like)
-        else ("true", "false") * (setting.type is bool)
-    )
+    near = setting.range.examples if isinstance(setting.range, Like) else ("true", "false") * (setting.type is bool)
     raise InputError(f"{where}{setting.key} is {shown!r}, not {setting.words()}{hint(shown, near)}", status=2)
 
 
@@ -118,9 +114,7 @@ def unknown_key(key: str, where: str) -> InputError:
         found = f"; did you mean {' or '.join(leaves[leaf])}?"
     elif not (found := hint(key, (*SETTINGS, *SECTIONS), 0.6)):
         near = difflib.get_close_matches(leaf[:100], leaves, 1)
-        found = (
-            f"; did you mean {' or '.join(leaves[near[0]])}?" if near else "; asr train --help lists all keys"
-        )
+        found = f"; did you mean {' or '.join(leaves[near[0]])}?" if near else "; asr train --help lists all keys"
     return InputError(f"{where}no key {key[:60]!r}{found}", status=2)
 
 

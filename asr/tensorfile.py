@@ -27,9 +27,7 @@ from torch import Tensor
 from asr import files
 from asr.errors import InputError
 
-MAX_HEADER = (
-    4_000_000  # bytes: 100,000 tokens and 10,000 tensors fit; JSON takes up to 25 times its size in memory
-)
+MAX_HEADER = 4_000_000  # bytes: 100,000 tokens and 10,000 tensors fit; JSON takes up to 25 times its size in memory
 MAX_TENSORS = 10_000
 MAX_RANK = 8
 MAX_BYTES = 8 * 2**30  # of all tensors together
@@ -130,9 +128,7 @@ def read(file: BinaryIO, header: Header, path: str | os.PathLike[str]) -> dict[s
             if file.readinto(content) != len(content):  # type: ignore[attr-defined]
                 raise refusal(path, "cut short while it was read; copy it again")
             digest.update(content)
-            flat = (
-                torch.frombuffer(content, dtype=entry.dtype) if content else torch.empty(0, dtype=entry.dtype)
-            )
+            flat = torch.frombuffer(content, dtype=entry.dtype) if content else torch.empty(0, dtype=entry.dtype)
             tensors[name] = flat.reshape(entry.shape)
     if header.metadata.get("sha256") != digest.hexdigest():
         raise refusal(path, "damaged: its SHA-256 is not the one it was written with; copy it again")
@@ -151,9 +147,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
     header: dict[str, Any] = {}
     digest = hashlib.sha256()
     end = 0
-    ordered = sorted(
-        tensors.items(), key=lambda item: (-item[1].element_size(), item[0])
-    )  # keeps each one aligned
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # keeps each one aligned
     for name, tensor in ordered:
         content = _bytes(tensor)
         digest.update(content)
@@ -166,9 +160,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
     head = json.dumps({"__metadata__": {**metadata, "sha256": digest.hexdigest()}, **header}).encode()
     head += b" " * (-len(head) % 8)
     if len(head) > MAX_HEADER or len(header) > MAX_TENSORS or end > MAX_BYTES:
-        raise refusal(
-            path, f"not written: {len(head)} bytes of header, {len(header)} tensors, {end} bytes of tensors"
-        )
+        raise refusal(path, f"not written: {len(head)} bytes of header, {len(header)} tensors, {end} bytes of tensors")
     with files.atomic(path) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for _, tensor in ordered:
@@ -183,9 +175,7 @@ def _read_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         raise refusal(path, f"{error.strerror or error} while it was read; check the disk") from error
     except MemoryError as error:
-        raise refusal(
-            path, "more than the memory at hand; a smaller model or a larger machine is needed"
-        ) from error
+        raise refusal(path, "more than the memory at hand; a smaller model or a larger machine is needed") from error
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -200,9 +190,7 @@ def _header(file: BinaryIO, size: int, path: str | os.PathLike[str]) -> Header:
         raise refusal(path, f"{_foreign(start)}; {_DESERVES}")
     length = int.from_bytes(start[:8], "little")
     if not 2 <= length <= min(MAX_HEADER, size - 8):
-        raise refusal(
-            path, f"a header of {length} bytes in a file of {size} (limit {MAX_HEADER}); cut or no model"
-        )
+        raise refusal(path, f"a header of {length} bytes in a file of {size} (limit {MAX_HEADER}); cut or no model")
     if size - 8 - length > MAX_BYTES:
         raise refusal(path, f"{size} bytes, more than any model of asr ({MAX_BYTES})")
     fields = parse(b"{" + file.read(length - 1), path)
@@ -219,9 +207,7 @@ def _header(file: BinaryIO, size: int, path: str | os.PathLike[str]) -> Header:
             raise refusal(path, f"tensor {short(name)} starts at byte {entry.begin}, not at {end}; damaged")
         end = entry.end
     if end != size - 8 - length:
-        raise refusal(
-            path, f"{size - 8 - length} bytes of tensors, its header speaks of {end}; cut or damaged"
-        )
+        raise refusal(path, f"{size - 8 - length} bytes of tensors, its header speaks of {end}; cut or damaged")
     return Header(metadata, ordered, 8 + length, size)
 
 
@@ -257,11 +243,7 @@ def _entry(name: str, field: Any, path: str | os.PathLike[str]) -> Entry:
         raise refusal(path, f"{where}: type {short(field['dtype'])} is none of {', '.join(_DTYPES)}")
     if not _wholes(shape) or len(shape) > MAX_RANK:
         raise refusal(path, f"{where}: its shape is no list of up to {MAX_RANK} sizes")
-    if (
-        not _wholes(offsets)
-        or len(offsets) != 2
-        or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize
-    ):
+    if not _wholes(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise refusal(path, f"{where}: its byte range does not fit its shape; damaged")
     return Entry(dtype, tuple(shape), offsets[0], offsets[1])
 

@@ -109,9 +109,7 @@ def train_epoch(
                 save_state(run, position, folder)
                 saved = time.monotonic()
             if status is not None:
-                raise AsrError(
-                    f"stopped, state saved in {folder.path}: run the same command to go on", status
-                )
+                raise AsrError(f"stopped, state saved in {folder.path}: run the same command to go on", status)
         waited = time.monotonic()
         clock.training += waited - begun
         clock.speech += batch.seconds
@@ -122,21 +120,19 @@ def _update(run: Run, position: Position, batch: Batch, losses: torch.Tensor, to
     """One optimiser step; skipped and counted where the loss or the gradient is not finite."""
     settings = run.config.optim
     for group in run.optimizer.param_groups:
-        group["lr"] = settings.lr * optim.schedule(
-            position.step, total_steps, settings.warmup, settings.floor
-        )
+        group["lr"] = settings.lr * optim.schedule(position.step, total_steps, settings.warmup, settings.floor)
     norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip or math.inf))
     position.step += 1
     if math.isfinite(norm):
         run.optimizer.step()
+        if settings.average:
+            optim.update_average(run.averaged, run.model, settings.average, position.step)
         position.norm += norm
         position.steps += 1
         position.clipped += bool(settings.clip and norm > settings.clip)
         position.skipped_in_a_row = 0
     else:
-        culprits = [
-            u for u, loss in zip(batch.utterances, losses.tolist(), strict=True) if not math.isfinite(loss)
-        ]
+        culprits = [u for u, loss in zip(batch.utterances, losses.tolist(), strict=True) if not math.isfinite(loss)]
         run.say(
             f"step {position.step}: loss or gradient not finite, step skipped: "
             f"{', '.join(culprits or batch.utterances)}"
@@ -168,14 +164,14 @@ def _count(
 
 def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, float]:
     """Greedy word error rate on the dev set, and its CTC loss in nats a label."""
-    run.model.eval()
+    run.averaged.eval()
     dev = run.dev
     groups = batches.by_length([example.seconds for example in dev.examples], run.config.data.batch_seconds)
     hypotheses: dict[int, str] = {}
     total = 0.0
     with torch.no_grad():
         for group, batch in zip(groups, batches.prefetch(dev.batch, groups), strict=True):
-            losses, log_probs, lengths = run.losses(batch.to(run.device))
+            losses, log_probs, lengths = run.losses(batch.to(run.device), run.averaged)
             total += float(losses.sum())
             heard = ctc.greedy(log_probs, lengths, run.tokenizer.tokens)
             hypotheses |= {index: hypothesis.text for index, hypothesis in zip(group, heard, strict=True)}
@@ -201,7 +197,7 @@ def _end_epoch(
     if is_best:
         position.best_epoch, position.best_errors, position.best_loss = position.epoch, dev.errors, loss
         known = facts(run, recipe) | {"epoch": position.epoch, "dev": dev.to_json() | {"loss": loss}}
-        checkpoint.save_model(folder.model, run.model.state_dict(), run.card | {"training": known})
+        checkpoint.save_model(folder.model, run.averaged.state_dict(), run.card | {"training": known})
     metrics = {
         "epoch": position.epoch,
         "step": position.step,
@@ -226,9 +222,7 @@ def _end_epoch(
     return metrics
 
 
-def _finish(
-    run: Run, position: Position, history: list[dict[str, Any]], recipe: str, folder: RunFolder
-) -> Result:
+def _finish(run: Run, position: Position, history: list[dict[str, Any]], recipe: str, folder: RunFolder) -> Result:
     """Write result.json and say how it ended."""
     best = history[position.best_epoch]
     result = {

@@ -157,9 +157,7 @@ def _in_order(pieces: Iterable[Segment], duration: float) -> tuple[Segment, ...]
     ordered = []
     for number, piece in enumerate(pieces):
         words = tuple(
-            Word(
-                word.word, moved(word.start), moved(word.end), round(min(max(word.probability, 0.0), 1.0), 4)
-            )
+            Word(word.word, moved(word.start), moved(word.end), round(min(max(word.probability, 0.0), 1.0), 4))
             for word in piece.words
         )
         start, end = (words[0].start, words[-1].end) if words else (moved(piece.start), moved(piece.end))
@@ -269,9 +267,7 @@ def output_paths(
         paths.append({form: Path(folder) / (stem + suffix(form)) for form in forms})
         for path in paths[-1].values():
             if path.resolve() in sources:
-                raise InputError(
-                    f"{path} is an input and would be overwritten; give another output folder", status=2
-                )
+                raise InputError(f"{path} is an input and would be overwritten; give another output folder", status=2)
     return paths
 
 

@@ -176,12 +176,8 @@ def cards() -> dict[str, bytes]:
         "card is no JSON": with_card("{'kind': 1}"),
         "card with NaN": with_card(json.dumps(GOOD).replace('"seconds": 1.5', '"seconds": NaN')),
         "card with a number of 5000 digits": with_card(json.dumps(GOOD).replace("8000", "8" * 5000)),
-        "card with a key twice": with_card(
-            json.dumps(GOOD).replace('"decoder"', '"normalizer": "none", "decoder"')
-        ),
-        "card with a million lists": with_card(
-            json.dumps(GOOD).replace("0.001", "[" + "[]," * 1_300_000 + "1]")
-        ),
+        "card with a key twice": with_card(json.dumps(GOOD).replace('"decoder"', '"normalizer": "none", "decoder"')),
+        "card with a million lists": with_card(json.dumps(GOOD).replace("0.001", "[" + "[]," * 1_300_000 + "1]")),
         "deep card": with_card(nested('{"a":', 100_000)),
         "deep but sound card": with_card(changed("training.a", json.loads("[" * 400 + "]" * 400))),
         "a million tokens": with_card(changed("tokens", ["x"] * 700_000)),
@@ -201,12 +197,8 @@ def strangers() -> dict[str, bytes]:
     return {
         **{f"pickle of protocol {protocol}": pickle.dumps(Hostile(), protocol) for protocol in range(6)},
         "torch.save": packed(lambda buffer: torch.save(state, buffer)),
-        "old torch.save": packed(
-            lambda buffer: torch.save(state, buffer, _use_new_zipfile_serialization=False)
-        ),
-        "numpy objects": packed(
-            lambda buffer: np.save(buffer, np.array([Hostile()], dtype=object), allow_pickle=True)
-        ),
+        "old torch.save": packed(lambda buffer: torch.save(state, buffer, _use_new_zipfile_serialization=False)),
+        "numpy objects": packed(lambda buffer: np.save(buffer, np.array([Hostile()], dtype=object), allow_pickle=True)),
         "zip bomb": packed(zipped),
         "zip with a path out": packed(lambda buffer: zipped(buffer, ["../../escaped"], 10)),
         "gzip bomb": gzip.compress(bytes(50_000_000)),

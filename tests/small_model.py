@@ -24,7 +24,14 @@ def write(path: Path, rate: int = 8000, seed: int = 0, loud: float = 3.0) -> Pat
             for weight in layer.parameters():
                 weight.mul_(loud)
     features = dict(
-        kind="logmel", rate=rate, mels=20, window=0.025, hop=0.01, low=20.0, convention="slaney", normalize="utterance"
+        kind="logmel",
+        rate=rate,
+        mels=20,
+        window=0.025,
+        hop=0.01,
+        low=20.0,
+        convention="slaney",
+        normalize="utterance",
     )
     card = {
         "features": features,

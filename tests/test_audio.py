@@ -31,9 +31,7 @@ LOSSY = {  # coding -> least ratio of signal to noise, dB: mu-law has 38 for spe
 def chirp(rate: int, seconds: float = 1.5, channels: int = 1) -> np.ndarray:
     """A rising tone in the band that every coding keeps, different in each channel; 16-bit values."""
     time = np.arange(round(rate * seconds)) / rate
-    tones = [
-        0.4 * np.sin(2 * np.pi * (300 + 40 * channel + 300 * time) * time) for channel in range(channels)
-    ]
+    tones = [0.4 * np.sin(2 * np.pi * (300 + 40 * channel + 300 * time) * time) for channel in range(channels)]
     return np.round(np.stack(tones, axis=1) * 32768).astype(np.int16)
 
 
@@ -68,9 +66,7 @@ def test_lossless_files_give_the_samples_written_bit_for_bit(kind, coding, rate)
 def test_float_files_give_the_samples_written_bit_for_bit_and_unclipped(kind, coding):
     samples = (np.random.default_rng(0).standard_normal((3000, 1)) * 2).astype(np.float32)
     assert np.abs(samples).max() > 1
-    np.testing.assert_array_equal(
-        audio.read(encode(samples, 16000, kind, coding), 16000).samples, samples[:, 0]
-    )
+    np.testing.assert_array_equal(audio.read(encode(samples, 16000, kind, coding), 16000).samples, samples[:, 0])
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -84,9 +80,7 @@ def test_lossy_files_have_the_length_and_the_sound_written(kind, coding, rate):
     assert snr(floats(samples), heard) > LOSSY[kind, coding]
 
 
-@pytest.mark.parametrize(
-    "coding", ["PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE", "ULAW", "ALAW"]
-)
+@pytest.mark.parametrize("coding", ["PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE", "ULAW", "ALAW"])
 def test_samples_are_those_of_soundfile(coding):
     content = encode(chirp(16000), 16000, "WAV", coding)
     expected, _ = soundfile.read(io.BytesIO(content), dtype="float32")
@@ -129,9 +123,7 @@ def test_names_of_files_need_not_be_utf8(tmp_path):
     assert len(audio.read(os.fsdecode(path), 8000).samples) == 12000
 
 
-@pytest.mark.parametrize(
-    ("kind", "coding"), [("WAV", "PCM_24"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III")]
-)
+@pytest.mark.parametrize(("kind", "coding"), [("WAV", "PCM_24"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III")])
 def test_info_tells_what_a_file_holds(kind, coding):
     info = audio.info(encode(chirp(44100, channels=2), 44100, kind, coding))
     assert info == audio.AudioInfo(44100, 2, 66150, 1.5, kind, coding)
@@ -141,9 +133,7 @@ def test_id3_tags_before_the_sound_are_passed_over():
     tag = b"ID3\x04\x00\x00" + bytes([0, 0, 1, 5]) + b"\0" * (128 + 5)
     for kind, coding in (("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")):
         content = encode(chirp(16000), 16000, kind, coding)
-        np.testing.assert_array_equal(
-            audio.read(tag + content, 16000).samples, audio.read(content, 16000).samples
-        )
+        np.testing.assert_array_equal(audio.read(tag + content, 16000).samples, audio.read(content, 16000).samples)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 192000])
@@ -213,9 +203,7 @@ def test_channel_0_of_a_mono_file_is_the_file():
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "NIST"])
-@pytest.mark.parametrize(
-    ("offset", "duration"), [(0.0, 0.5), (0.25, 0.5), (1.0, None), (1.25, 0.25), (1.4999, None)]
-)
+@pytest.mark.parametrize(("offset", "duration"), [(0.0, 0.5), (0.25, 0.5), (1.0, None), (1.25, 0.25), (1.4999, None)])
 def test_a_segment_is_that_part_of_the_whole(kind, offset, duration):
     content = encode(chirp(16000), 16000, kind)
     begin = round(offset * 16000)
@@ -252,9 +240,7 @@ def test_silence_and_one_sample_are_recordings():
         np.testing.assert_array_equal(one, np.float32([1000 / 32768]))
 
 
-@pytest.mark.parametrize(
-    ("rate", "wanted", "length"), [(192000, 16000, 1), (8000, 16000, 2), (44100, 16000, 1)]
-)
+@pytest.mark.parametrize(("rate", "wanted", "length"), [(192000, 16000, 1), (8000, 16000, 2), (44100, 16000, 1)])
 def test_a_recording_never_vanishes_in_resampling(rate, wanted, length):
     assert len(audio.read(encode(np.array([[1000]], np.int16), rate, "WAV"), wanted).samples) == length
 
@@ -286,9 +272,7 @@ def test_an_hour_is_read_in_blocks_in_little_memory(tmp_path, rate):
             for _ in range(seconds // 10):
                 file.write(np.zeros(160000, np.int16))
     code = PEAK.format(short=str(tmp_path / "short.flac"), long=str(tmp_path / "long.flac"), rate=rate)
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
-    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
     samples, grown = map(int, run.stdout.split())
     assert samples == 3600 * rate
     assert grown < 20_000_000  # the hour itself would be 230 MB in float32

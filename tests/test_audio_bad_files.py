@@ -15,9 +15,7 @@ from asr.audio import containers, reading, source
 from asr.errors import InputError
 
 CHUNKED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF")
-CUT_OFF = (
-    r"is cut off: its header promises 2\.000 s \(32000 frames\), 1\.\d+ s \(\d+\) are there; copy or record"
-)
+CUT_OFF = r"is cut off: its header promises 2\.000 s \(32000 frames\), 1\.\d+ s \(\d+\) are there; copy or record"
 
 
 def encode(samples: np.ndarray, rate: int = 16000, kind: str = "WAV", coding: str = "PCM_16") -> bytes:
@@ -72,9 +70,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
 
 def test_empty_files_and_other_files_are_refused(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"")
-    assert (
-        str(refusal(tmp_path / "a.wav")) == f"{tmp_path}/a.wav: is empty (0 bytes); record or copy it again"
-    )
+    assert str(refusal(tmp_path / "a.wav")) == f"{tmp_path}/a.wav: is empty (0 bytes); record or copy it again"
     assert "<bytes>: is empty" in str(refusal(b""))
     assert "<stream>: is empty" in str(refusal(io.BytesIO()))
     for content in (b"x", b"hello, world", b"\x89PNG\r\n\x1a\n" + b"\0" * 100, b"#!/bin/sh\n", b"\0" * 1000):
@@ -133,9 +129,7 @@ def test_a_pipe_is_taken_into_memory_up_to_a_limit(monkeypatch):
     monkeypatch.setattr(source, "MAX_PIPE_BYTES", len(content))
     assert len(audio.read(Pipe(content), 16000).samples) == 32000
     monkeypatch.setattr(source, "MAX_PIPE_BYTES", len(content) - 1)
-    with pytest.raises(
-        InputError, match="<stream>: more than 64043 bytes from a pipe; save it as a file first"
-    ):
+    with pytest.raises(InputError, match="<stream>: more than 64043 bytes from a pipe; save it as a file first"):
         audio.read(Pipe(content), 16000)
 
 
@@ -166,9 +160,7 @@ def test_an_id3_tag_hides_no_other_container():
 def test_a_file_that_lost_its_end_is_not_silently_short(kind):
     content = encode(sound(), kind=kind)
     for part in (content[: len(content) * 3 // 4], content[:-70]):
-        message = (
-            f"(?:{CUT_OFF}|malformed)" if kind == "CAF" else CUT_OFF
-        )  # libsndfile sees it by itself there
+        message = f"(?:{CUT_OFF}|malformed)" if kind == "CAF" else CUT_OFF  # libsndfile sees it by itself there
         assert re.search(message, str(refusal(part)))
     if kind != "FLAC":  # whose header can't tell
         with pytest.raises(InputError, match=CUT_OFF):
@@ -210,9 +202,7 @@ def test_a_header_alone_is_damaged_or_holds_nothing():
     ]:
         content = encode(sound(), kind=kind, coding=coding)
         assert "<bytes>: is damaged or cut off (" in str(refusal(content[:60]))
-    assert "(no frame of sound found)" in str(
-        refusal(encode(sound(), kind="MP3", coding="MPEG_LAYER_III")[:60])
-    )
+    assert "(no frame of sound found)" in str(refusal(encode(sound(), kind="MP3", coding="MPEG_LAYER_III")[:60]))
 
 
 @pytest.mark.parametrize("kind", [*CHUNKED, "NIST"])
@@ -237,9 +227,7 @@ def test_a_hundred_bytes_that_promise_hours_are_cut_off():
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFF000, 0x80000000, 0x7FFFFFFF - 36])
 def test_a_wav_written_into_a_pipe_is_read_to_its_end(size):
     content = encode(sound())
-    streamed = changed(
-        changed(content, 40, struct.pack("<I", size)), 4, struct.pack("<I", min(size + 36, 2**32 - 1))
-    )
+    streamed = changed(changed(content, 40, struct.pack("<I", size)), 4, struct.pack("<I", min(size + 36, 2**32 - 1)))
     np.testing.assert_array_equal(audio.read(streamed, 16000).samples, audio.read(content, 16000).samples)
     assert audio.info(streamed).frames == 32000
 
@@ -261,38 +249,28 @@ def test_a_size_that_counts_the_header_too_is_forgiven():
 
 def with_total(content: bytes, total: int) -> bytes:
     """A FLAC file whose header gives that number of samples (36 bits, from bit 4 of byte 21)."""
-    return changed(
-        content, 21, bytes([content[21] & 0xF0 | total >> 32]) + (total & 0xFFFFFFFF).to_bytes(4, "big")
-    )
+    return changed(content, 21, bytes([content[21] & 0xF0 | total >> 32]) + (total & 0xFFFFFFFF).to_bytes(4, "big"))
 
 
 def test_a_flac_header_may_lie_or_be_silent_about_the_length():
     content = encode(sound(), kind="FLAC")
-    np.testing.assert_array_equal(
-        audio.read(with_total(content, 0), 16000).samples, audio.read(content, 16000).samples
-    )
+    np.testing.assert_array_equal(audio.read(with_total(content, 0), 16000).samples, audio.read(content, 16000).samples)
     assert audio.info(with_total(content, 0)).frames == 32000
     assert "header promises 36000.000 s (576000000 frames), 2.000 s (32000) are" in str(
         refusal(with_total(content, 576000000))
     )
     few = with_total(content, 32100)  # 0.006 s more than there are
     assert "header promises 2.006 s (32100 frames), 2.000 s (32000) are there" in str(refusal(few))
-    assert "<bytes>: lasts 4294967 s, and at most 86400 s are read" in str(
-        refusal(with_total(content, 2**36 - 1))
-    )
+    assert "<bytes>: lasts 4294967 s, and at most 86400 s are read" in str(refusal(with_total(content, 2**36 - 1)))
     assert len(audio.read(with_total(content, 2**36 - 1), 16000, duration=1.5).samples) == 24000
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (1e30, "1e\\+30")]
-)
+@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (1e30, "1e\\+30")])
 def test_samples_that_are_no_sound_are_named_with_their_place(value, shown):
     samples = np.zeros((400000, 2))
     samples[300000, 1] = value
     content = encode(samples, kind="WAV", coding="FLOAT")
-    message = (
-        rf"<bytes>: the sample at 18\.7500 s \(frame 300000, channel 1\) is {shown}, no sound; record or"
-    )
+    message = rf"<bytes>: the sample at 18\.7500 s \(frame 300000, channel 1\) is {shown}, no sound; record or"
     for arguments in ({}, {"offset": 5.0}, {"channel": 0}):
         with pytest.raises(InputError, match=message):
             audio.read(content, 16000, **arguments)
@@ -316,9 +294,7 @@ def test_a_channel_that_is_not_there_is_refused():
 
 def test_a_segment_behind_the_end_is_refused():
     content = encode(sound())
-    assert "ends at 2.000 s, before the segment at offset 2 s; correct the offset" in str(
-        refusal(content, offset=2.0)
-    )
+    assert "ends at 2.000 s, before the segment at offset 2 s; correct the offset" in str(refusal(content, offset=2.0))
     assert "ends at 2.000 s, before the end of the segment at 3.000 s (offset 1 s and duration 2 s)" in str(
         refusal(content, offset=1.0, duration=2.0)
     )
@@ -331,9 +307,7 @@ def test_a_segment_behind_the_end_is_refused():
 
 def test_a_recording_that_is_too_long_is_refused_and_a_part_of_it_read():
     for content in (encode(sound()), with_total(encode(sound(), kind="FLAC"), 0)):
-        assert "and at most 1.5 s are read; cut it into shorter files" in str(
-            refusal(content, max_seconds=1.5)
-        )
+        assert "and at most 1.5 s are read; cut it into shorter files" in str(refusal(content, max_seconds=1.5))
         assert len(audio.read(content, 16000, max_seconds=2.0).samples) == 32000
         assert len(audio.read(content, 16000, max_seconds=1.5, duration=1.0).samples) == 16000
     assert reading.MAX_SECONDS == 86400
@@ -361,9 +335,7 @@ def test_wrong_arguments_are_refused_before_work(arguments, message):
 
 def test_blocks_and_resampling_check_their_own_arguments():
     for seconds in (0.0, 1e-6, float("nan"), float("inf")):
-        with pytest.raises(
-            InputError, match=r"blocks of .* s can't be read; give at least a sample's length"
-        ):
+        with pytest.raises(InputError, match=r"blocks of .* s can't be read; give at least a sample's length"):
             audio.blocks("none.wav", 16000, seconds=seconds)
     with pytest.raises(InputError, match="rate 0 is no whole number"):
         audio.resample(np.zeros(5, np.float32), 0, 16000)

@@ -111,9 +111,7 @@ def test_what_asks_for_something_else_gets_something_else(tmp_path, recordings, 
     wanted = [{}, {"channel": 0}, {"offset": 0.1}, {"duration": 0.2}, {"offset": 0.1, "duration": 0.2}]
     for rate in (8000, 16000):
         for segment in wanted:
-            assert same(
-                cache.read(recordings[0], rate, **segment), audio.read(recordings[0], rate, **segment).samples
-            )
+            assert same(cache.read(recordings[0], rate, **segment), audio.read(recordings[0], rate, **segment).samples)
     assert len(kept(tmp_path / "cache")) == len(decoded) == 10
 
 
@@ -138,9 +136,7 @@ def test_bad_recordings_are_the_errors_of_reading(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_folder_stays_within_its_bound_and_forgets_what_was_used_longest_ago(
-    tmp_path, recordings, decoded
-):
+def test_the_folder_stays_within_its_bound_and_forgets_what_was_used_longest_ago(tmp_path, recordings, decoded):
     folder = tmp_path / "cache"
     cache = audio.SampleCache(folder, 4 * ENTRY)
     now = time.time() - 1000
@@ -247,9 +243,7 @@ def test_the_folder_may_be_deleted_at_any_time(tmp_path, recordings):
         thread.join()
 
 
-def test_a_folder_deleted_between_two_steps_is_no_reason_to_give_up(
-    tmp_path, recordings, monkeypatch, caplog
-):
+def test_a_folder_deleted_between_two_steps_is_no_reason_to_give_up(tmp_path, recordings, monkeypatch, caplog):
     def gone(source: Path, target: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 

@@ -71,9 +71,7 @@ def test_media_files_have_the_length_and_the_sound_written(container, codec, tmp
 def test_media_without_a_length_are_read_to_their_end(container, codec):
     content = encode(container, codec, tone())
     heard = audio.read(content, RATE).samples
-    assert len(heard) == pytest.approx(
-        2 * RATE, abs=3000
-    )  # packets are not trimmed: these containers can't say
+    assert len(heard) == pytest.approx(2 * RATE, abs=3000)  # packets are not trimmed: these containers can't say
     assert audio.info(content).frames == len(heard)
     spectrum = np.abs(np.fft.rfft(heard))
     assert spectrum[600:2400].sum() > 0.8 * spectrum.sum()  # 300 to 1100 Hz, in steps of 0.5 Hz
@@ -93,9 +91,7 @@ def test_blocks_channels_segments_and_resampling_are_those_of_sound_files():
     content = encode("mov", "pcm_s16le", np.concatenate([tone(), tone() / 2]))
     whole = audio.read(content, 16000)
     assert whole.note == "2 channels averaged, resampled from 48000 to 16000 Hz"
-    np.testing.assert_array_equal(
-        np.concatenate(list(audio.blocks(content, 16000, seconds=0.3))), whole.samples
-    )
+    np.testing.assert_array_equal(np.concatenate(list(audio.blocks(content, 16000, seconds=0.3))), whole.samples)
     second = audio.read(content, RATE, channel=1).samples
     np.testing.assert_allclose(second, tone()[0] / 2, atol=1e-4)
     segment = audio.read(content, RATE, channel=1, offset=0.5, duration=0.25).samples
@@ -110,9 +106,7 @@ def test_blocks_channels_segments_and_resampling_are_those_of_sound_files():
         audio.read(content, RATE, max_seconds=1.0)
 
 
-@pytest.mark.parametrize(
-    ("container", "codec"), [("webm", "libopus"), ("matroska", "flac"), ("asf", "wmav2")]
-)
+@pytest.mark.parametrize(("container", "codec"), [("webm", "libopus"), ("matroska", "flac"), ("asf", "wmav2")])
 def test_media_that_lost_their_end_are_not_silently_short(container, codec):
     content = encode(container, codec, tone(6.0))
     with pytest.raises(InputError, match=r"is cut off: its header promises|is damaged or cut off"):
@@ -121,25 +115,19 @@ def test_media_that_lost_their_end_are_not_silently_short(container, codec):
 
 def test_an_ogg_that_lost_its_end_is_not_silently_short():
     content = encode("ogg", "flac", tone())
-    with pytest.raises(
-        InputError, match="<bytes>: is cut off within its last Ogg page; copy or record it again"
-    ):
+    with pytest.raises(InputError, match="<bytes>: is cut off within its last Ogg page; copy or record it again"):
         audio.read(content[:-10], RATE)
 
 
 def test_damaged_media_are_one_line():
     content = encode("mp4", "aac", tone())
     for part in (content[: len(content) // 2], content[:40], b"\0\0\0\x18ftypmp42" + b"\0" * 100):
-        with pytest.raises(
-            InputError, match=r"<bytes>: is damaged or cut off \(.*\); copy it again"
-        ) as caught:
+        with pytest.raises(InputError, match=r"<bytes>: is damaged or cut off \(.*\); copy it again") as caught:
             audio.read(part, 16000)
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("container", "codec"), [("mp4", "aac"), ("matroska", "pcm_s16le"), ("matroska", "flac")]
-)
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "aac"), ("matroska", "pcm_s16le"), ("matroska", "flac")])
 def test_eight_channels_are_read(container, codec):
     samples = tone(0.5, 8) * np.arange(1, 9, dtype=np.float32)[:, None] / 8
     content = encode(container, codec, samples)
@@ -207,9 +195,7 @@ for content in (b"\\0\\0\\0\\x18ftypM4A ", b"\\x1a\\x45\\xdf\\xa3 ", b"\\xff\\xf
 
 
 def test_without_pyav_one_line_names_the_extra():
-    run = subprocess.run(
-        [sys.executable, "-c", MISSING], capture_output=True, text=True, check=True, timeout=100
-    )
+    run = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, check=True, timeout=100)
     assert run.stdout.splitlines() == [
         f"<bytes>: {kind} files need PyAV: pip install 'asr[media]'" for kind in ("MOV", "MATROSKA", "AAC")
     ]
@@ -217,7 +203,5 @@ def test_without_pyav_one_line_names_the_extra():
 
 def test_pyav_is_imported_only_for_a_media_file():
     code = "import sys; from asr import audio; print('av' in sys.modules, 'torch' in sys.modules)"
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
-    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
     assert run.stdout.split() == ["False", "False"]

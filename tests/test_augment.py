@@ -35,13 +35,7 @@ def test_the_draws_of_a_key_never_change():
 
 
 def test_every_part_of_the_key_matters():
-    keys = [
-        (s, e, u, p)
-        for s in (0, 1, 12)
-        for e in (0, 1, 2)
-        for u in ("a", "b", "1", "")
-        for p in ("x", "y", "b")
-    ]
+    keys = [(s, e, u, p) for s in (0, 1, 12) for e in (0, 1, 2) for u in ("a", "b", "1", "") for p in ("x", "y", "b")]
     keys += [(1, 2, 'a", "b', "x"), (1, 2, "a", 'b", "x'), (-1, 0, "ä", "x"), (0, 0, "a\ud800", "x")]
     draws = {generator(*key).integers(2**62) for key in keys}
     assert len(draws) == len(keys)

@@ -63,9 +63,7 @@ def test_a_model_file_is_a_safetensors_file_with_the_card_in_its_metadata(path, 
 
 def test_equal_models_are_equal_files(tmp_path, weights):
     for name in ("a", "b"):
-        checkpoint.save_model(
-            tmp_path / name, dict(reversed(weights.items())) if name == "b" else weights, GOOD
-        )
+        checkpoint.save_model(tmp_path / name, dict(reversed(weights.items())) if name == "b" else weights, GOOD)
     assert files.sha256(tmp_path / "a") == files.sha256(tmp_path / "b")
 
 

@@ -136,9 +136,7 @@ def test_a_channel_is_picked_and_resampling_is_said(run, model, tmp_path):
     import numpy as np
 
     samples = soundfile.read(FSDD[0], dtype="float32")[0]
-    soundfile.write(
-        tmp_path / "two.wav", np.stack([np.zeros_like(samples), samples], 1), 8000, subtype="PCM_16"
-    )
+    soundfile.write(tmp_path / "two.wav", np.stack([np.zeros_like(samples), samples], 1), 8000, subtype="PCM_16")
     _, out, _ = run("transcribe", "-q", "-m", model, "two.wav", "--channel", 1)
     assert out.strip() == heard(model, FSDD[0])
     status, _, errors = run("transcribe", "-q", "-m", model, "two.wav", "--channel", 5)
@@ -152,9 +150,7 @@ def test_a_channel_is_picked_and_resampling_is_said(run, model, tmp_path):
 
 
 def test_evaluate_prints_rates_with_intervals_and_writes_hypotheses(run, model, tmp_path):
-    lines = [
-        Utterance(str(p), text=heard(model, p) if n else "wrong", id=p.stem) for n, p in enumerate(FSDD[:6])
-    ]
+    lines = [Utterance(str(p), text=heard(model, p) if n else "wrong", id=p.stem) for n, p in enumerate(FSDD[:6])]
     manifest.write(tmp_path / "m.jsonl", lines)
     status, out, _ = run("evaluate", "-q", "-m", model, "--manifest", "m.jsonl", "-o", "hyp.jsonl")
     assert status == 0

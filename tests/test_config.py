@@ -58,9 +58,7 @@ def test_every_variant_composes(group, choice, fsdd):
     written = yaml.safe_load((ROOT / "conf" / group / f"{choice}.yaml").read_text())
     loaded = dataclasses.asdict(getattr(config.load("fsdd", [f"{group}={choice}"]), group))
     own = {"rate", "mels"} if group == "features" else set()  # the recipe's
-    assert {key: loaded[key] for key in loaded.keys() - own} == {
-        key: written[key] for key in written.keys() - own
-    }
+    assert {key: loaded[key] for key in loaded.keys() - own} == {key: written[key] for key in written.keys() - own}
 
 
 def test_help_lists_recipes_variants_and_every_key_with_its_value():
@@ -77,18 +75,14 @@ def test_help_lists_recipes_variants_and_every_key_with_its_value():
 
 def test_help_brings_neither_hydra_nor_torch():
     code = "import sys; from asr import config; config.help_text(); print(sorted(sys.modules))"
-    modules = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"hydra", "omegaconf", "torch", "numpy"} & set(re.findall(r"'([\w.]+)'", modules))
 
 
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(InputError, match=r"no recipe 'fsddd'; did you mean fsdd\?"):
         config.load("fsddd", [])
-    with pytest.raises(
-        InputError, match=r"no recipe 'q'; there are an4, .*yesno, or the path of a .yaml file"
-    ):
+    with pytest.raises(InputError, match=r"no recipe 'q'; there are an4, .*yesno, or the path of a .yaml file"):
         config.load("q", [])
     with pytest.raises(InputError, match=r"no.yaml: No such file or directory; check the path of the recipe"):
         config.load("./no.yaml", [])
@@ -144,9 +138,7 @@ MULTIRUN = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "jobs"), MULTIRUN, ids=[" ".join(overrides) for overrides, _ in MULTIRUN]
-)
+@pytest.mark.parametrize(("overrides", "jobs"), MULTIRUN, ids=[" ".join(overrides) for overrides, _ in MULTIRUN])
 def test_multirun_makes_a_job_of_each_combination(overrides, jobs):
     assert config.expand(overrides) == jobs
 
@@ -279,7 +271,5 @@ def test_full_disk_gets_one_line(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(
-        AsrError, match=r"no temporary file for the recipe \(No space left on device\); make room"
-    ):
+    with pytest.raises(AsrError, match=r"no temporary file for the recipe \(No space left on device\); make room"):
         config.load("fsdd", [])

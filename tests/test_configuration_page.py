@@ -18,9 +18,7 @@ COMMANDS = re.findall(r"^\$ (asr train .*)\n(?:(asr: .*)\n)?", PAGE, re.MULTILIN
 @pytest.mark.parametrize(("command", "answer"), COMMANDS, ids=[command for command, _ in COMMANDS])
 def test_commands_of_the_documentation_do_what_it_says(command, answer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("mine.yaml").write_text(
-        re.findall(r"```yaml\n(# mine.yaml.*?)```", PAGE, re.DOTALL)[0], encoding="utf-8"
-    )
+    Path("mine.yaml").write_text(re.findall(r"```yaml\n(# mine.yaml.*?)```", PAGE, re.DOTALL)[0], encoding="utf-8")
     run = Path("runs/fsdd/seed1")
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(config.to_yaml(config.load("fsdd", [])), encoding="utf-8")
@@ -42,7 +40,5 @@ def test_commands_of_the_documentation_do_what_it_says(command, answer, tmp_path
 def test_documentation_names_every_variant_and_shows_enough():
     assert len(COMMANDS) >= 19
     assert sum(bool(answer) for _, answer in COMMANDS) >= 9
-    for group, choice in itertools.chain.from_iterable(
-        [(g, c) for c in found] for g, found in config.groups().items()
-    ):
+    for group, choice in itertools.chain.from_iterable([(g, c) for c in found] for g, found in config.groups().items()):
         assert re.search(rf"`{group}` \|.*`{choice}`", PAGE), (group, choice)

@@ -175,9 +175,7 @@ def test_a_second_call_says_so_and_touches_nothing(tmp_path: Path) -> None:
     assert said == [f"fsdd: prepared already, in {tmp_path / 'fsdd'}"] * 2
 
 
-@pytest.mark.parametrize(
-    "damage", ["a manifest", "a leave-one-out manifest", "no corpus.json", "a broken corpus.json"]
-)
+@pytest.mark.parametrize("damage", ["a manifest", "a leave-one-out manifest", "no corpus.json", "a broken corpus.json"])
 def test_what_was_changed_or_left_half_done_is_made_again(damage: str, tmp_path: Path) -> None:
     paths = corpora.prepare("fsdd", tmp_path, DATA)
     good = {path: path.read_bytes() for path in (tmp_path / "fsdd").rglob("*.json*")}
@@ -202,9 +200,7 @@ def test_manifests_of_another_version_are_made_again(tmp_path: Path, monkeypatch
     assert facts(tmp_path / "fsdd")["version"] == fsdd.VERSION
 
 
-def test_what_breaks_off_half_way_does_not_count_as_prepared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_breaks_off_half_way_does_not_count_as_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpora.prepare("fsdd", tmp_path, DATA)
     (tmp_path / "fsdd" / "dev.jsonl").unlink()
     with monkeypatch.context() as patch:
@@ -234,9 +230,7 @@ def test_layouts_are_found_by_looking(layout: str, tmp_path: Path, monkeypatch: 
     root = tmp_path / "root"
     shutil.copytree(DATA / "fsdd", root / layout.replace("{}", "."))
     paths = corpora.prepare("fsdd", tmp_path / "a", root)
-    assert (
-        manifest.read(paths["test"])[0].path.parent.resolve() == (root / layout.replace("{}", ".")).resolve()
-    )
+    assert manifest.read(paths["test"])[0].path.parent.resolve() == (root / layout.replace("{}", ".")).resolve()
     monkeypatch.setenv("ASR_DATA", str(root))
     corpora.prepare("fsdd", tmp_path / "b", download=False)
     assert (tmp_path / "a/fsdd/test.jsonl").read_bytes() == (tmp_path / "b/fsdd/test.jsonl").read_bytes()
@@ -256,14 +250,10 @@ def test_audio_inside_the_folder_is_named_relative_to_its_manifest(tmp_path: Pat
 
 
 def test_nothing_found_names_the_places_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        InputError, match=r"fsdd: no copy found \(looked in .*/fsdd/download; ASR_DATA is not set\)"
-    ):
+    with pytest.raises(InputError, match=r"fsdd: no copy found \(looked in .*/fsdd/download; ASR_DATA is not set\)"):
         corpora.prepare("fsdd", tmp_path, download=False)
     monkeypatch.setenv("ASR_DATA", "/nowhere/at/all")
-    with pytest.raises(
-        InputError, match=r"looked in /nowhere/at/all, .*; give --source or allow the download"
-    ):
+    with pytest.raises(InputError, match=r"looked in /nowhere/at/all, .*; give --source or allow the download"):
         corpora.prepare("fsdd", tmp_path, download=False)
     with pytest.raises(InputError, match=r"--source .*: no yesno there .*waves_yesno") as caught:
         corpora.prepare("yesno", tmp_path, DATA / "fsdd")
@@ -335,9 +325,7 @@ def test_fsdd_is_complete_and_its_counts_are_the_published_ones(asr_data: FindDa
     splits = lines(corpora.prepare("fsdd", tmp_path, download=False))
     assert {split: len(found) for split, found in splits.items()} == {"train": 2520, "dev": 180, "test": 300}
     assert facts(tmp_path / "fsdd")["complete"] is True
-    assert sum(line.duration or 0 for found in splits.values() for line in found) == pytest.approx(
-        1312.3, abs=0.05
-    )
+    assert sum(line.duration or 0 for found in splits.values() for line in found) == pytest.approx(1312.3, abs=0.05)
     assert sum(line.duration or 0 for line in splits["test"]) == pytest.approx(2.15 * 60, abs=0.5)
     left_out = [len(manifest.read(tmp_path / "fsdd" / "without_theo" / f"{split}.jsonl")) for split in splits]
     assert left_out == [2100, 150, 500]
@@ -363,9 +351,7 @@ def test_an4_is_complete_and_no_speaker_is_in_two_splits(asr_data: FindData, tmp
         and len(speakers["train"]) == 66
         and len(speakers["test"]) == 10
     )
-    assert not speakers["train"] & speakers["dev"] and not speakers["test"] & (
-        speakers["train"] | speakers["dev"]
-    )
+    assert not speakers["train"] & speakers["dev"] and not speakers["test"] & (speakers["train"] | speakers["dev"])
     assert sum(len((line.text or "").split()) for line in splits["test"]) == 773
     assert sum(len((line.text or "").split()) for split in ("train", "dev") for line in splits[split]) == 5442
     assert set("".join(line.text or "" for found in splits.values() for line in found)) == set(

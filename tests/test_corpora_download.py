@@ -117,9 +117,7 @@ def test_size_and_licence_are_said_before_anything_is_asked(tmp_path: Path) -> N
     said: list[str] = []
     with pytest.raises(AsrError, match=r"no connection"):
         download(Archive("http://127.0.0.1:9", 5_000_000), tmp_path / "f", licence="CC BY", say=said.append)
-    assert (
-        len(said) == 1 and "5.0 MB, no published checksum" in said[0] and said[0].endswith("licence: CC BY")
-    )
+    assert len(said) == 1 and "5.0 MB, no published checksum" in said[0] and said[0].endswith("licence: CC BY")
 
 
 @pytest.mark.parametrize(
@@ -198,9 +196,7 @@ def served_yesno(server: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         import dataclasses
 
         copy = source.read_copy(yesno.CORPUS, DATA / "waves_yesno", lambda line: None)
-        archive = Archive(
-            f"{server}/archive", len(Handler.archive), hashlib.sha256(Handler.archive).hexdigest()
-        )
+        archive = Archive(f"{server}/archive", len(Handler.archive), hashlib.sha256(Handler.archive).hexdigest())
         known = {"recordings": 2, "sha256": copy.sha256, "archive": archive} | changes
         corpus = dataclasses.replace(yesno.CORPUS, **known)  # type: ignore[arg-type]
         monkeypatch.setattr(yesno, "CORPUS", corpus)
@@ -209,9 +205,7 @@ def served_yesno(server: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return serve
 
 
-def test_a_corpus_comes_from_its_home_and_is_kept(
-    served_yesno: Callable[..., source.Corpus], tmp_path: Path
-) -> None:
+def test_a_corpus_comes_from_its_home_and_is_kept(served_yesno: Callable[..., source.Corpus], tmp_path: Path) -> None:
     served_yesno()
     said: list[str] = []
     paths = corpora.prepare("yesno", tmp_path, say=said.append)

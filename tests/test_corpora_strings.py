@@ -92,9 +92,7 @@ def test_every_take_is_used_equally_often_and_never_twice_in_a_string() -> None:
     assert [identity for identity, _ in planned] == sorted({identity for identity, _ in planned})
     assert collections.Counter(chosen[0].speaker for _, chosen in planned) == {"a": 66, "b": 67, "c": 67}
     for name in "abc":
-        used = collections.Counter(
-            take.id for _, chosen in planned for take in chosen if take.speaker == name
-        )
+        used = collections.Counter(take.id for _, chosen in planned for take in chosen if take.speaker == name)
         assert len(used) == 50 and max(used.values()) - min(used.values()) <= 1
     assert all(len(set(chosen)) == len(chosen) for _, chosen in planned)
     lengths = collections.Counter(len(chosen) for _, chosen in planned)

@@ -35,9 +35,7 @@ def test_voice_rate_pitch_and_gap_are_heard() -> None:
     import dataclasses
 
     changes = [{}, {"voice": "en+f2"}, {"rate": 220}, {"pitch": 80}, {"gap": 20}, {"text": "zero nine"}]
-    clips = [
-        samples.tobytes() for samples, _ in speak(dataclasses.replace(PLAIN, **change) for change in changes)
-    ]
+    clips = [samples.tobytes() for samples, _ in speak(dataclasses.replace(PLAIN, **change) for change in changes)]
     assert len(set(clips)) == len(clips)
     assert len(clips[2]) < len(clips[0]) < len(clips[4])
 
@@ -48,14 +46,10 @@ def test_a_voice_that_does_not_exist_is_named() -> None:
         list(speak([Request("zero one", "xx-none", 150, 40, 0)]))
 
 
-def test_without_the_package_one_line_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_package_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "espeakng_loader.py").write_text("raise ImportError")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(
-        InputError, match=r"needs the package espeakng-loader; install asr\[synth\]"
-    ) as caught:
+    with pytest.raises(InputError, match=r"needs the package espeakng-loader; install asr\[synth\]") as caught:
         corpora.prepare("synth_digits", tmp_path / "out")
     assert caught.value.status == 2
 
@@ -86,9 +80,7 @@ def test_no_voice_variant_is_in_two_splits_and_digits_are_balanced() -> None:
 
 
 @needs_espeak
-def test_small_set_is_made_described_and_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_set_is_made_described_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synth_digits, "SIZES", {"train": 6, "dev": 2, "test": 3})
     said: list[str] = []
     paths = corpora.prepare("synth_digits", tmp_path, download=False, say=said.append)

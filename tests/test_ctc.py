@@ -45,9 +45,7 @@ def test_the_loss_is_the_sum_over_all_alignments(labels):
 def test_frames_needed_is_the_shortest_path_that_reads_the_labels(labels):
     needed = ctc.frames_needed(labels)
     infinite = [
-        math.isinf(
-            ctc.loss(emissions(1, n, 4), torch.tensor([n]), torch.tensor(labels), torch.tensor([len(labels)]))
-        )
+        math.isinf(ctc.loss(emissions(1, n, 4), torch.tensor([n]), torch.tensor(labels), torch.tensor([len(labels)])))
         for n in (needed, needed - 1)
         if n > 0
     ]
@@ -112,8 +110,6 @@ def test_alignment_refuses_too_few_frames():
 def test_alignment_of_a_batch_is_that_of_its_rows():
     log_probs = emissions(2, 7, 4)
     spans = ctc.align(log_probs, torch.tensor([7, 4]), torch.tensor([1, 2, 3, 3]), torch.tensor([3, 1]))
-    assert (
-        spans[0] == ctc.align(log_probs[:1], torch.tensor([7]), torch.tensor([1, 2, 3]), torch.tensor([3]))[0]
-    )
+    assert spans[0] == ctc.align(log_probs[:1], torch.tensor([7]), torch.tensor([1, 2, 3]), torch.tensor([3]))[0]
     assert spans[1] == ctc.align(log_probs[1:], torch.tensor([4]), torch.tensor([3]), torch.tensor([1]))[0]
     assert len(spans[1]) == 1

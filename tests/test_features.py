@@ -67,18 +67,14 @@ def assert_equal_to_the_libraries(samples: np.ndarray, rate: int) -> None:
     heard = energies > 1e-8 * energies.max()  # below lie the rounding errors of a float32 FFT
     assert heard.mean() > 0.3
     np.testing.assert_allclose(np.exp(ours)[heard], energies[heard], rtol=1e-4)
-    np.testing.assert_allclose(
-        np.exp(ours), np.maximum(energies, 1e-10), rtol=1e-5, atol=1e-6 * energies.max()
-    )
+    np.testing.assert_allclose(np.exp(ours), np.maximum(energies, 1e-10), rtol=1e-5, atol=1e-6 * energies.max())
     expected = by_torchaudio(kaldi.fbank, samples, rate, num_mel_bins=40)
     ours = alone(build("logmel", rate=rate, mels=40, normalize="none", convention="kaldi"), samples)
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
     expected = by_torchaudio(kaldi.mfcc, samples, rate, num_mel_bins=23, num_ceps=13)
     settings = {"rate": rate, "mels": 23, "coefficients": 13, "normalize": "none"}
-    np.testing.assert_allclose(
-        alone(build("mfcc", convention="kaldi", **settings), samples), expected, atol=1e-3
-    )
+    np.testing.assert_allclose(alone(build("mfcc", convention="kaldi", **settings), samples), expected, atol=1e-3)
     logarithms = np.log(np.maximum(by_librosa(samples, rate, 23, 20.0), 1e-10))
     expected = librosa.feature.mfcc(S=logarithms.T, n_mfcc=13, dct_type=2, norm="ortho").T
     np.testing.assert_allclose(alone(build("mfcc", **settings), samples), expected, atol=1e-3)
@@ -124,9 +120,7 @@ def test_short_files_in_kaldis_convention_are_padded_to_one_window():
     st.floats(0.05, 1),
     st.lists(st.integers(0, 3000), min_size=1, max_size=4),
 )
-def test_one_formula_counts_the_frames_of_numbers_tensors_and_outputs(
-    convention, rate, window, share, samples
-):
+def test_one_formula_counts_the_frames_of_numbers_tensors_and_outputs(convention, rate, window, share, samples):
     window = max(window, 16 + rate // 500)
     hop = max(0.001, share * window / rate)
     module = LogMel(rate=rate, mels=4, window=window / rate, hop=hop, low=0.0, convention=convention)
@@ -134,9 +128,7 @@ def test_one_formula_counts_the_frames_of_numbers_tensors_and_outputs(
     lengths = torch.tensor(samples)
     features, frames = module(torch.ones(len(samples), max(samples)), lengths)
     starts = [
-        [s for s in range(0, n + 1, hop_samples) if convention == "slaney" or s == 0 or s + window <= n]
-        if n
-        else []
+        [s for s in range(0, n + 1, hop_samples) if convention == "slaney" or s == 0 or s + window <= n] if n else []
         for n in samples
     ]
     assert frames.dtype == torch.int64
@@ -263,9 +255,7 @@ def test_gradients_with_respect_to_the_waveform_are_right(kind, convention, norm
 def test_gradients_of_silence_are_finite():
     for kind, convention in KINDS:
         waveforms = torch.zeros(1, 4000, requires_grad=True)
-        build(kind, mels=32, convention=convention)(waveforms, torch.tensor([4000]))[
-            0
-        ].square().sum().backward()
+        build(kind, mels=32, convention=convention)(waveforms, torch.tensor([4000]))[0].square().sum().backward()
         assert waveforms.grad.isfinite().all()
 
 
@@ -316,10 +306,7 @@ def test_normalisation_over_the_utterance_is_mean_0_and_variance_1_of_each_featu
 def test_normalisation_of_the_level_is_mean_0_and_variance_1_of_all_features_together(kind, convention):
     samples = [chirp(), chirp()[:500]]
     raw, ours = (
-        [
-            alone(build(kind, mels=32, convention=convention, normalize=how), one).astype(float)
-            for one in samples
-        ]
+        [alone(build(kind, mels=32, convention=convention, normalize=how), one).astype(float) for one in samples]
         for how in ("none", "level")
     )
     for before, after in zip(raw, ours, strict=True):
@@ -399,9 +386,7 @@ def test_autocast_leaves_features_alone():
 
 
 def test_other_devices_need_no_look_at_the_lengths(monkeypatch):
-    monkeypatch.setattr(
-        torch, "autocast", lambda *_, **__: contextlib.nullcontext()
-    )  # it knows no meta device
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it knows no meta device
     for kind, convention in KINDS:
         module = build(kind, convention=convention).to("meta")
         lengths = torch.zeros(2, dtype=torch.int64, device="meta")  # a look at these would fail

@@ -17,9 +17,7 @@ def packed(layer, frames, lengths):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("bias", [False, True])
-def test_padded_rows_with_lengths_equal_a_packed_sequence_in_outputs_and_all_gradients(
-    bidirectional, layers, bias
-):
+def test_padded_rows_with_lengths_equal_a_packed_sequence_in_outputs_and_all_gradients(bidirectional, layers, bias):
     layer = LSTM(5, 7, layers, bias=bias, bidirectional=bidirectional, batch_first=True).double()
     frames = torch.randn(6, 12, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(6, 12, 14 if bidirectional else 7, dtype=torch.float64)

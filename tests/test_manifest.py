@@ -47,9 +47,7 @@ def test_audio_is_found_from_the_manifests_folder(tmp_path):
 
 
 def test_segments_of_one_file_have_their_own_ids(tmp_path):
-    (tmp_path / "m.jsonl").write_text(
-        '{"audio_filepath": "x.wav"}\n{"audio_filepath": "x.wav", "offset": 1.5}\n'
-    )
+    (tmp_path / "m.jsonl").write_text('{"audio_filepath": "x.wav"}\n{"audio_filepath": "x.wav", "offset": 1.5}\n')
     assert [u.id for u in manifest.read(tmp_path / "m.jsonl")] == ["x.wav", "x.wav@1.5"]
 
 

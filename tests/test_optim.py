@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from asr.optim import adamw, schedule
+from asr.optim import adamw, average_of, schedule, update_average
 
 
 def test_the_rate_rises_linearly_then_falls_on_a_cosine_to_the_floor():
@@ -37,3 +37,17 @@ def test_a_step_is_adamws_by_hand():
     # Decay 2 - 0.1 * 0.5 * 2 = 1.9; first moment and its root agree after bias correction: a step of lr.
     assert weight.item() == pytest.approx(1.9 - 0.1, abs=1e-6)
     assert math.isfinite(weight.item())
+
+
+def test_the_average_is_the_recursion_worked_by_hand():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 0.0)
+    average = average_of(model)
+    expected = 0.0
+    for step, weight in enumerate([1.0, 2.0, -3.0, 5.0], start=1):
+        torch.nn.init.constant_(model.weight, weight)
+        update_average(average, model, 0.3, step)
+        keep = [2 / 11, 0.25, 0.3, 0.3][step - 1]  # (1 + step) / (10 + step), at most the decay
+        expected = keep * expected + (1 - keep) * weight
+        assert average.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert not average.weight.requires_grad

@@ -114,9 +114,7 @@ def test_the_lock_covers_all_dependencies_in_versions_that_they_allow():
 
 def test_every_library_that_asr_imports_is_declared():
     homes = importlib.metadata.packages_distributions()
-    declared = {canonicalize_name(item.name) for item in DEPENDENCIES} | {
-        "omegaconf"
-    }  # a part of hydra-core's face
+    declared = {canonicalize_name(item.name) for item in DEPENDENCIES} | {"omegaconf"}  # a part of hydra-core's face
     imported: set[str] = set()
     for path in (ROOT / "asr").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -125,9 +123,7 @@ def test_every_library_that_asr_imports_is_declared():
             elif isinstance(node, ast.ImportFrom):
                 imported.add(str(node.module).split(".")[0])
     for name in imported - set(sys.stdlib_module_names) - {"asr"}:
-        assert declared & {canonicalize_name(home) for home in homes.get(name, [])}, (
-            f"{name} is not in pyproject.toml"
-        )
+        assert declared & {canonicalize_name(home) for home in homes.get(name, [])}, f"{name} is not in pyproject.toml"
 
 
 def test_each_dependency_is_argued_in_the_docs():

@@ -42,12 +42,8 @@ def test_a_hypothesis_is_pred_text_and_text_only_where_no_line_has_one(tmp_path)
         {"id": "u2", "text": "b", "pred_text": "y"},
     )
     assert read_pairs(said, both).hypotheses == ["", "y"]
-    mixed = manifest(
-        tmp_path, "mixed.jsonl", {"id": "u1", "text": "a"}, {"id": "u2", "text": "b", "pred_text": "y"}
-    )
-    with pytest.raises(
-        InputError, match=r"mixed.jsonl: 1 of 2 utterances have no 'pred_text', the first is 'u1'"
-    ):
+    mixed = manifest(tmp_path, "mixed.jsonl", {"id": "u1", "text": "a"}, {"id": "u2", "text": "b", "pred_text": "y"})
+    with pytest.raises(InputError, match=r"mixed.jsonl: 1 of 2 utterances have no 'pred_text', the first is 'u1'"):
         read_pairs(said, mixed)
 
 
@@ -85,9 +81,11 @@ def test_text_files_go_line_by_line_and_lose_nothing(tmp_path):
 
 @pytest.mark.parametrize("content", [b"a b\r\n\r\nc\r\n", b"\xef\xbb\xbfa b\n\nc", b"a b\n\nc\n"])
 def test_line_ends_byte_order_marks_and_a_missing_last_line_end(tmp_path, content):
-    assert read_pairs(
-        file(tmp_path, "ref.txt", content), file(tmp_path, "hyp.txt", "x\ny\nz")
-    ).references == ["a b", "", "c"]
+    assert read_pairs(file(tmp_path, "ref.txt", content), file(tmp_path, "hyp.txt", "x\ny\nz")).references == [
+        "a b",
+        "",
+        "c",
+    ]
 
 
 def test_only_a_line_feed_ends_a_line(tmp_path):
@@ -112,9 +110,7 @@ def test_a_manifest_meets_a_trn_file(tmp_path):
     said = manifest(tmp_path, "ref.jsonl", {"id": "u1", "text": "a b", "speaker": "x"})
     heard = file(tmp_path, "hyp.trn", "a (u1)\n")
     assert read_pairs(said, heard) == (["u1"], ["a b"], ["a"], ["x"])
-    assert read_pairs(heard, manifest(tmp_path, "hyp.jsonl", {"id": "u1", "pred_text": "b"})).hypotheses == [
-        "b"
-    ]
+    assert read_pairs(heard, manifest(tmp_path, "hyp.jsonl", {"id": "u1", "pred_text": "b"})).hypotheses == ["b"]
 
 
 def test_missing_and_additional_utterances_are_counted_and_one_is_named(tmp_path):
@@ -125,9 +121,7 @@ def test_missing_and_additional_utterances_are_counted_and_one_is_named(tmp_path
     ):
         read_pairs(said, few)
     many = file(tmp_path, "many.trn", "a (u1)\nb (u2)\nc (u3)\nd (u4)\n")
-    with pytest.raises(
-        InputError, match=r"many.trn: 1 of 4 utterances are not in .*ref.trn, the first is 'u4'"
-    ):
+    with pytest.raises(InputError, match=r"many.trn: 1 of 4 utterances are not in .*ref.trn, the first is 'u4'"):
         read_pairs(said, many)
 
 

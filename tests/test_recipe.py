@@ -127,9 +127,7 @@ RECIPE_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), RECIPE_FAULTS, ids=[message[:60] for _, message in RECIPE_FAULTS]
-)
+@pytest.mark.parametrize(("text", "message"), RECIPE_FAULTS, ids=[message[:60] for _, message in RECIPE_FAULTS])
 def test_wrong_recipe_gets_one_line_with_file_and_line(text, message, written):
     with pytest.raises(InputError) as caught:
         config.load(written(text), [])
@@ -140,9 +138,7 @@ def test_wrong_recipe_gets_one_line_with_file_and_line(text, message, written):
 
 def test_a_recipe_of_ones_own_says_what_differs(written):
     text = "# Mine\ndefaults: [base, override model: tiny, _self_]\nname: 1e3\ndata:\n  train: a\n  dev: b\n"
-    loaded = config.load(
-        written(text + "model:\n  convolutions:\n    - 2\n  channels: 16\n"), ["optim.lr=0.5"]
-    )
+    loaded = config.load(written(text + "model:\n  convolutions:\n    - 2\n  channels: 16\n"), ["optim.lr=0.5"])
     assert (loaded.name, loaded.data.train, loaded.model.hidden) == ("1e3", "a", 128)
     assert (loaded.model.convolutions, loaded.model.channels, loaded.optim.lr) == ([2], 16, 0.5)
 

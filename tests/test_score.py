@@ -107,9 +107,7 @@ def test_equal_utterances_drawn_together_are_drawn_as_often_as_apart():
     rows = [(0, 5)] * 80 + [(1, 5)] * 20
     low, high = score(*texts(rows), bootstrap=20_000).interval
     # Errors among 100 drawn are binomial (100, 0.2): quantiles 12 and 28; the rate is errors / 500.
-    assert low == pytest.approx(12 / 500, abs=1 / 500 + 1e-9) and high == pytest.approx(
-        28 / 500, abs=1 / 500 + 1e-9
-    )
+    assert low == pytest.approx(12 / 500, abs=1 / 500 + 1e-9) and high == pytest.approx(28 / 500, abs=1 / 500 + 1e-9)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -119,9 +117,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     truth, covered, trials = errors.sum() / words.sum(), 0, 300
     for _ in range(trials):
         picked = draw.integers(0, 5000, 80)
-        low, high = score(
-            *texts(list(zip(errors[picked], words[picked], strict=True))), bootstrap=400
-        ).interval
+        low, high = score(*texts(list(zip(errors[picked], words[picked], strict=True))), bootstrap=400).interval
         covered += low <= truth <= high
     assert 0.90 <= covered / trials <= 0.98  # 95 % less what 80 utterances and 300 trials (1.3 %) allow
 
@@ -156,9 +152,7 @@ def test_the_interval_is_the_same_with_any_number_of_threads():
     lines = set()
     for threads in "1", "4":
         environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
         lines.add(done.stdout)
     assert len(lines) == 1 and b"150 utterances" in lines.pop()
 
@@ -260,6 +254,4 @@ def test_a_comparison_reads_as_three_lines():
     lines = str(compare(said, a, b)).split("\n")
     assert [line[:3] for line in lines] == ["a: ", "b: ", "b -"]
     assert "-16.67 % [" in lines[2] and "of resamples, matched-pairs test p 0.32" in lines[2]
-    assert str(compare("a", "a", "b")).endswith(
-        "b - a: +100.00 % [no interval], matched-pairs test p undefined"
-    )
+    assert str(compare("a", "a", "b")).endswith("b - a: +100.00 % [no interval], matched-pairs test p undefined")

@@ -109,9 +109,7 @@ def test_env_completes_an_environment_whose_installation_failed(sandbox):
 def test_env_says_in_one_line_that_there_is_no_network(sandbox):
     done = sandbox.run(UV_INSTALL="echo 'dns error: failed to lookup address'; exit 2")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(
-        "scripts/env: no package index could be reached; check the network"
-    )
+    assert done.stderr.splitlines()[-1].startswith("scripts/env: no package index could be reached; check the network")
 
 
 def test_env_leaves_an_environment_alone_that_is_not_its_own(sandbox):

@@ -27,9 +27,7 @@ def load(path) -> dict[str, torch.Tensor]:
 
 def content(header: dict, body: bytes = b"", **metadata: str) -> bytes:
     """A file made by hand, with the right checksum."""
-    head = json.dumps(
-        {"__metadata__": {"sha256": hashlib.sha256(body).hexdigest(), **metadata}, **header}
-    ).encode()
+    head = json.dumps({"__metadata__": {"sha256": hashlib.sha256(body).hexdigest(), **metadata}, **header}).encode()
     return len(head).to_bytes(8, "little") + head + body
 
 
@@ -40,9 +38,7 @@ def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) ->
 tensors = st.dictionaries(
     st.text("abc._/", min_size=1, max_size=8),
     st.builds(
-        lambda dtype, shape, seed: (
-            torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(9).to(dtype)
-        ),
+        lambda dtype, shape, seed: torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(9).to(dtype),
         st.sampled_from(DTYPES),
         st.lists(st.integers(0, 4), max_size=4),
         st.integers(0, 9),
@@ -83,9 +79,7 @@ def test_shared_transposed_expanded_and_strided_tensors_are_written_as_they_look
     }
     tensorfile.write(tmp_path / "a", found, {})
     again = load(tmp_path / "a")
-    assert all(
-        torch.equal(found[name], again[name]) and found[name].shape == again[name].shape for name in found
-    )
+    assert all(torch.equal(found[name], again[name]) and found[name].shape == again[name].shape for name in found)
     again["a"].zero_()
     assert torch.equal(again["same"], base), "each has its own memory"
 
@@ -282,9 +276,7 @@ def mutated(original: bytes, draw: random.Random) -> bytes:
 def test_of_mutated_files_all_are_refused_or_read_as_the_safetensors_package_reads_them(tmp_path, count):
     draw = random.Random(1)
     path = tmp_path / "a"
-    tensorfile.write(
-        path, {"w": torch.arange(3.0), "n": torch.arange(4), "b": torch.tensor([True])}, {"k": "v"}
-    )
+    tensorfile.write(path, {"w": torch.arange(3.0), "n": torch.arange(4), "b": torch.tensor([True])}, {"k": "v"})
     original, accepted, read = path.read_bytes(), 0, 0
     for _ in range(count):
         data = mutated(original, draw)

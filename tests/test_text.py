@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from asr.errors import InputError
 from asr.text import BLANK, BOUNDARY, CharTokenizer, join, normalizer, normalizers
 
-WORDS = st.lists(
-    st.text(st.characters(exclude_categories=["Z", "C", "M"], exclude_characters="|"), min_size=1)
-)
+WORDS = st.lists(st.text(st.characters(exclude_categories=["Z", "C", "M"], exclude_characters="|"), min_size=1))
 
 
 @pytest.mark.parametrize(

@@ -218,8 +218,7 @@ EXAMPLE = heard(
 EXPECTED = {
     "txt": "one & two a-->b\n",
     "srt": "1\n00:00:00,500 --> 00:00:01,250\none & two\n\n2\n01:01:01,500 --> 01:01:02,000\na->b\n",
-    "vtt": "WEBVTT\n\n00:00:00.500 --> 00:00:01.250\none &amp; two\n\n"
-    "01:01:01.500 --> 01:01:02.000\na--&gt;b\n",
+    "vtt": "WEBVTT\n\n00:00:00.500 --> 00:00:01.250\none &amp; two\n\n01:01:01.500 --> 01:01:02.000\na--&gt;b\n",
     "tsv": "start\tend\ttext\n500\t1250\tone & two\n3661500\t3662000\ta-->b\n",
     "ctm": (
         "take_1 1 0.500 0.250 one 0.5000\ntake_1 1 0.800 0.100 & 1.0000\ntake_1 1 1.000 0.250 two 0.2500\n"
@@ -263,9 +262,7 @@ def test_a_cue_never_has_its_end_at_its_start():
 
 
 def test_a_manifest_line_keeps_all_keys_of_its_utterance():
-    utterance = Utterance(
-        "a.wav", 1.5, "one", None, "u1", 0.5, "ann", "test", {"lang": "en", "n": [1]}, "/somewhere"
-    )
+    utterance = Utterance("a.wav", 1.5, "one", None, "u1", 0.5, "ann", "test", {"lang": "en", "n": [1]}, "/somewhere")
     assert json.loads(t.manifest_line(heard(text="two\nthree"), utterance)) == utterance.to_json() | {
         "pred_text": "two three"
     }
@@ -294,9 +291,7 @@ def test_no_text_breaks_srt(transcript):
     content = t.render(transcript, "srt")
     found = cues(content)
     assert len(found) == len(shown(transcript)) == content.count("-->")
-    for number, ((start, end, lines), piece) in enumerate(
-        zip(found, shown(transcript), strict=True), start=1
-    ):
+    for number, ((start, end, lines), piece) in enumerate(zip(found, shown(transcript), strict=True), start=1):
         assert re.search(rf"(?:^|\n\n){number}\n", content)
         assert start < end and start == piece.start and abs(end - piece.end) <= 0.0011
         assert lines and all(line.strip() and len(line.splitlines()) == 1 for line in lines)

@@ -44,11 +44,7 @@ def waveform(text: str, draw: np.random.Generator) -> np.ndarray:
     for letter in text:
         seconds = draw.uniform(0.1, 0.14)
         time = np.arange(int(seconds * RATE)) / RATE
-        tone = (
-            np.sin(2 * np.pi * HERTZ[letter] * draw.uniform(0.97, 1.03) * time)
-            if letter in HERTZ
-            else 0 * time
-        )
+        tone = np.sin(2 * np.pi * HERTZ[letter] * draw.uniform(0.97, 1.03) * time) if letter in HERTZ else 0 * time
         pieces += [0.3 * tone, np.zeros(int(0.04 * RATE))]
     samples = np.concatenate(pieces)
     return (samples + 0.003 * draw.standard_normal(len(samples))).astype(np.float32)
@@ -61,16 +57,12 @@ def write_corpus(folder: Path, train: int = 40, dev: int = 8, seed: int = 0) -> 
     for split, count in (("train", train), ("dev", dev)):
         utterances = []
         for number in range(count):
-            words = [
-                "".join(draw.choice(list(HERTZ), draw.integers(1, 4))) for _ in range(draw.integers(1, 4))
-            ]
+            words = ["".join(draw.choice(list(HERTZ), draw.integers(1, 4))) for _ in range(draw.integers(1, 4))]
             samples = waveform(" ".join(words), draw)
             name = f"{split}{number}.flac"
             soundfile.write(folder / name, samples, RATE, subtype="PCM_16")
             speaker = f"s{number % 3}"
-            utterances.append(
-                Utterance(name, len(samples) / RATE, " ".join(words), id=name[:-5], speaker=speaker)
-            )
+            utterances.append(Utterance(name, len(samples) / RATE, " ".join(words), id=name[:-5], speaker=speaker))
         manifest.write(folder / f"{split}.jsonl", utterances)
     return folder
 

@@ -166,12 +166,7 @@ def _unpack(key: str, content: bytes) -> np.ndarray | None:
         return None
     magic, width, checksum, count = _HEAD.unpack_from(content)
     body = memoryview(content)[_HEAD.size :]
-    if (
-        magic != _MAGIC
-        or width not in _TYPES
-        or len(body) != count * width
-        or _checksum(key, body) != checksum
-    ):
+    if magic != _MAGIC or width not in _TYPES or len(body) != count * width or _checksum(key, body) != checksum:
         return None
     stored = np.frombuffer(body, _TYPES[width])
     return _to_float(stored) if width == 2 else stored.astype(np.float32)

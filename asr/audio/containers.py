@@ -22,9 +22,7 @@ from asr.errors import InputError
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_CHANNELS = 64
 CHUNK_VALUES = 1 << 18  # samples times channels decoded at once: 1 MiB of float32
-STREAM_BYTES = (
-    0x7F00_0000  # a size from here on is a stream's (ffmpeg, sox, arecord), in a 64-bit field from 2^62
-)
+STREAM_BYTES = 0x7F00_0000  # a size from here on is a stream's (ffmpeg, sox, arecord), in a 64-bit field from 2^62
 SLOPPY_BYTES = 64  # by which a header may promise too much: some programs count the header as sound
 MAX_CHUNKS = 10_000  # of a header, walked to find the samples
 PADDING = 0.1  # seconds by which an MP3 may miss its header's number: encoders pad
@@ -203,9 +201,7 @@ class SoundFile:
 def check_limits(name: str, rate: int, channels: int, most: int = MAX_CHANNELS) -> None:
     """Raise InputError for a rate or a number of channels that no recording of speech has."""
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise InputError(
-            f"{name}: a rate of {rate} Hz is not read, only {MIN_RATE} to {MAX_RATE} Hz; is it damaged?"
-        )
+        raise InputError(f"{name}: a rate of {rate} Hz is not read, only {MIN_RATE} to {MAX_RATE} Hz; is it damaged?")
     if not 1 <= channels <= most:
         raise InputError(f"{name}: {channels} channels are not read, at most {most}; split the file")
 
@@ -248,9 +244,7 @@ def _data_bytes(source: Source, kind: str) -> tuple[int, int]:
                 source.patch = place + 4, b"\xff\xff\xff\xff"
             wide = kind in ("W64", "CAF") or (kind == "RF64" and size == 0xFFFF_FFFF)
             promised = long_size if kind == "RF64" and wide else size
-            return _known(
-                promised - extra, source.size - place - own - extra, 1 << 62 if wide else STREAM_BYTES
-            )
+            return _known(promised - extra, source.size - place - own - extra, 1 << 62 if wide else STREAM_BYTES)
         place += -(-(own + max(0, size)) // alignment) * alignment
     return 0, 0
 

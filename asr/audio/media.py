@@ -17,9 +17,7 @@ from asr.errors import InputError
 
 _COMPRESSED = "aac alac amrnb amrwb flac mp2 mp2float mp3 mp3float opus speex vorbis wmapro wmav1 wmav2"
 CODINGS = {*_COMPRESSED.split(), "pcm_f32le", "pcm_s16be", "pcm_s16le", "pcm_s24le", "pcm_s32le"}
-TOLERANCE = (
-    0.25  # seconds that a track may be shorter than its container says: delays, the last packet's padding
-)
+TOLERANCE = 0.25  # seconds that a track may be shorter than its container says: delays, the last packet's padding
 MAX_CHANNELS = 8  # PyAV reads beyond its own memory where there are more
 _TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}  # FFmpeg's
 _SCALES = {"s16": 32768.0, "s32": 2147483648.0, "flt": 1.0, "dbl": 1.0}
@@ -55,9 +53,7 @@ class MediaFile:
         try:
             import av
         except ImportError as error:
-            raise InputError(
-                f"{self.name}: {self.container} files need PyAV: pip install 'asr[media]'"
-            ) from error
+            raise InputError(f"{self.name}: {self.container} files need PyAV: pip install 'asr[media]'") from error
         self._errors = (av.error.FFmpegError, OSError, ValueError, OverflowError)
         self.frames: int | None = None
         self.rate = self.channels = 0
@@ -86,9 +82,7 @@ class MediaFile:
                 if count is not None and done >= start + count:
                     return
                 if (frame.sample_rate, len(frame.layout.channels)) != (self.rate, self.channels):
-                    raise InputError(
-                        f"{self.name}: changes its rate or channels on the way; convert it to FLAC"
-                    )
+                    raise InputError(f"{self.name}: changes its rate or channels on the way; convert it to FLAC")
                 chunk = _samples(frame, self.channels)
                 if self.container == "MOV" and self._limit:  # exact: what its encoder added at the end is cut
                     chunk = chunk[: max(0, self._limit - done)]
@@ -112,9 +106,7 @@ class MediaFile:
             raise InputError(f"{self.name}: has no sound track; name another file")
         self.coding = track.codec_context.name if track.codec_context else "unknown"
         if self.coding not in CODINGS:
-            raise InputError(
-                f"{self.name}: {self.container} with coding {self.coding} is not read; convert it to FLAC"
-            )
+            raise InputError(f"{self.name}: {self.container} with coding {self.coding} is not read; convert it to FLAC")
         track.thread_type = "NONE"
         self._frames = iter(self._file.decode(track))
         self._frame = next(self._frames, None)

@@ -158,9 +158,7 @@ def _check_arguments(rate: int, offset: float, duration: float | None, max_secon
 
 def _check_rate(rate: int) -> None:
     if not isinstance(rate, (int, np.integer)) or not containers.MIN_RATE <= rate <= containers.MAX_RATE:
-        raise InputError(
-            f"rate {rate} is no whole number of {containers.MIN_RATE} to {containers.MAX_RATE} Hz", 2
-        )
+        raise InputError(f"rate {rate} is no whole number of {containers.MIN_RATE} to {containers.MAX_RATE} Hz", 2)
 
 
 @contextmanager

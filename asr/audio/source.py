@@ -42,9 +42,7 @@ class Source:
             self.name = name if isinstance(name, str) else "<stream>"
             self._file = _seekable(source, self.name)
         else:
-            raise InputError(
-                f"{type(source).__name__} is no audio source; give a path, bytes or a binary file", 2
-            )
+            raise InputError(f"{type(source).__name__} is no audio source; give a path, bytes or a binary file", 2)
         self.size: int = self._file.seek(0, io.SEEK_END)
         if not self.size:
             self.close()
@@ -53,9 +51,7 @@ class Source:
     def check(self) -> None:
         """Raise InputError if reading has failed since the last call."""
         if self.error is not None:
-            raise InputError(
-                f"{self.name}: reading failed ({self.error}); copy it to a local disk"
-            ) from self.error
+            raise InputError(f"{self.name}: reading failed ({self.error}); copy it to a local disk") from self.error
 
     def at(self, place: int, count: int) -> bytes:
         """Up to `count` bytes from `place`."""
@@ -70,9 +66,7 @@ class Source:
             head = self.at(place, 10)
             if head[:3] != b"ID3" or len(head) < 10:
                 break
-            place += 10 + sum(
-                (byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True)
-            )
+            place += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
         return place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -137,9 +131,7 @@ def _seekable(file: Any, name: str) -> Any:
             content = file.read(MAX_PIPE_BYTES + 1)
             file = io.BytesIO(content)
             if len(content) > MAX_PIPE_BYTES:
-                raise InputError(
-                    f"{name}: more than {MAX_PIPE_BYTES} bytes from a pipe; save it as a file first"
-                )
+                raise InputError(f"{name}: more than {MAX_PIPE_BYTES} bytes from a pipe; save it as a file first")
         file.seek(0)
         if isinstance(file.read(0), str):
             raise InputError(f"{name}: is opened as text; open it in binary mode ('rb')", 2)

@@ -41,9 +41,7 @@ def prepare(
     said = say or _silent
     root, copy = Path(out), None if source is None else Path(source)
     before = _stamp(root / name)
-    paths: dict[str, Path] = importlib.import_module(f"asr.corpora.{name}").prepare(
-        root, copy, download, said
-    )
+    paths: dict[str, Path] = importlib.import_module(f"asr.corpora.{name}").prepare(root, copy, download, said)
     if before is not None and before == _stamp(root / name):
         said(f"{name}: prepared already, in {root / name}")
     return paths

@@ -38,12 +38,8 @@ def recordings(folder: Path) -> list[Recording]:
         for line in listed.read_text(encoding="utf-8", errors="replace").split():
             identity = line.rsplit("/", 1)[-1]
             if identity not in texts:
-                raise InputError(
-                    f"{listed}: {identity} has no line in an4_{part}.transcription; get the corpus again"
-                )
-            found.append(
-                Recording(identity, _audio(folder, line, listed), texts[identity], identity.split("-")[1])
-            )
+                raise InputError(f"{listed}: {identity} has no line in an4_{part}.transcription; get the corpus again")
+            found.append(Recording(identity, _audio(folder, line, listed), texts[identity], identity.split("-")[1]))
     return found
 
 
@@ -82,8 +78,7 @@ CORPUS = Corpus(
     folders=(".", "an4", "an4/an4"),
     list=recordings,
     keep=lambda name: (
-        re.search(r"(^|/)(etc/an4_\w+\.(fileids|transcription)|LICENSE|wav/.*\.(sph|wav|flac))$", name)
-        is not None
+        re.search(r"(^|/)(etc/an4_\w+\.(fileids|transcription)|LICENSE|wav/.*\.(sph|wav|flac))$", name) is not None
     ),
 )
 
@@ -96,9 +91,7 @@ def prepare(out: Path, source: Path | None, fetch: bool, say: Say) -> dict[str, 
     copy = obtain(CORPUS, out, source, fetch, say)
     prepared.begin(folder)
     splits = {
-        split: prepared.utterances(
-            [one for one in copy.recordings if split_of(one) == split], copy.seconds, split
-        )
+        split: prepared.utterances([one for one in copy.recordings if split_of(one) == split], copy.seconds, split)
         for split in prepared.SPLITS
     }
     return prepared.write(folder, prepared.about(CORPUS, copy, VERSION), splits)

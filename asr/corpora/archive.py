@@ -113,10 +113,7 @@ def safe_name(name: str) -> str:
     bad = (
         name.startswith("/")
         or ".." in parts
-        or any(
-            ord(character) < 32 or character in "\\:\x7f" or "\ud800" <= character <= "\udfff"
-            for character in name
-        )
+        or any(ord(character) < 32 or character in "\\:\x7f" or "\ud800" <= character <= "\udfff" for character in name)
         or len(name) > _MAX_NAME
         or any(len(part.encode()) > 255 for part in parts)
     )

@@ -49,9 +49,7 @@ def download(
         AsrError: no connection, an HTTP error, a connection that breaks or stalls `timeout` seconds, no room.
     """
     check_url(archive.url)
-    check = (
-        "checksum known" if archive.sha256 else "no published checksum; the recordings are checked instead"
-    )
+    check = "checksum known" if archive.sha256 else "no published checksum; the recordings are checked instead"
     say(f"downloading {archive.url}: {_megabytes(archive.size)}, {check}; licence: {licence}")
     response = _open(archive.url, timeout)
     digest = hashlib.sha256()

@@ -48,9 +48,7 @@ def speak(requests: Iterable[Request]) -> Iterator[tuple[np.ndarray, int]]:
         AsrError: espeak-ng fails, or this system can't fork.
     """
     if not hasattr(os, "fork"):
-        raise AsrError(
-            "synthetic speech needs a system that can fork (Linux, macOS); prepare fsdd or yesno instead"
-        )
+        raise AsrError("synthetic speech needs a system that can fork (Linux, macOS); prepare fsdd or yesno instead")
     places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     child = subprocess.Popen(
         [sys.executable, "-m", "asr.corpora.espeak"],
@@ -75,9 +73,7 @@ def _ask(child: "subprocess.Popen[bytes]", request: Request) -> tuple[np.ndarray
         head = b""
     if len(head) < 8:
         if child.wait() == _MISSING:
-            raise InputError(
-                "synthetic speech needs the package espeakng-loader; install asr[synth]", status=2
-            )
+            raise InputError("synthetic speech needs the package espeakng-loader; install asr[synth]", status=2)
         reason = child.stderr.read().decode(errors="replace").strip().splitlines() if child.stderr else []
         raise AsrError(
             f"espeak-ng: could not say {request.text!r} as {request.voice} ({(reason or ['no answer'])[-1]})"

@@ -68,9 +68,7 @@ def write(folder: Path, facts: Mapping[str, Any], splits: Mapping[str, list[Utte
             "seconds": round(sum(line.duration or 0.0 for line in lines), 3),
             "sha256": files.sha256(path),
         }
-    files.write_text(
-        folder / FACTS, json.dumps({**facts, "manifests": listed}, indent=1, ensure_ascii=False) + "\n"
-    )
+    files.write_text(folder / FACTS, json.dumps({**facts, "manifests": listed}, indent=1, ensure_ascii=False) + "\n")
     return {split: manifest_path(folder, split) for split in SPLITS}
 
 
@@ -79,15 +77,12 @@ def ready(folder: Path, version: int, source: Path | None) -> dict[str, Path] | 
     try:
         facts = json.loads((folder / FACTS).read_bytes())
         agrees = facts["version"] == version and all(
-            files.sha256(manifest_path(folder, split)) == known["sha256"]
-            for split, known in facts["manifests"].items()
+            files.sha256(manifest_path(folder, split)) == known["sha256"] for split, known in facts["manifests"].items()
         )
         if source is not None and source.is_dir():
             agrees = agrees and Path(facts["source"]).is_relative_to(source.resolve())
         paths = {split: manifest_path(folder, split) for split in SPLITS}
-        present = agrees and all(
-            line.path.is_file() for path in paths.values() for line in manifest.read(path)
-        )
+        present = agrees and all(line.path.is_file() for path in paths.values() for line in manifest.read(path))
         return paths if present else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, InputError):
         return None

@@ -70,9 +70,7 @@ def prepare(out: Path, source: Path | None, fetch: bool, say: Say) -> dict[str, 
     prepared.begin(folder)
     splits = {split: _lines(copy, split) for split in prepared.SPLITS}
     for speaker in sorted({one.speaker for one in copy.recordings}):
-        others = {
-            split: [one for one in splits[split] if one.speaker != speaker] for split in ("train", "dev")
-        }
+        others = {split: [one for one in splits[split] if one.speaker != speaker] for split in ("train", "dev")}
         alone = [one for one in copy.recordings if one.speaker == speaker]
         splits |= {f"without_{speaker}/{split}": lines for split, lines in others.items()}
         splits[f"without_{speaker}/test"] = prepared.utterances(alone, copy.seconds, "test")

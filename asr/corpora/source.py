@@ -88,9 +88,7 @@ def obtain(corpus: Corpus, out: Path, source: Path | None, fetch: bool, say: Say
     copy = read_copy(corpus, folder, say)
     if fetched and not copy.complete:
         shutil.rmtree(kept, ignore_errors=True)
-        raise InputError(
-            f"{corpus.name}: the archive is not the published corpus ({copy.note}); nothing kept"
-        )
+        raise InputError(f"{corpus.name}: the archive is not the published corpus ({copy.note}); nothing kept")
     if copy.note:
         say(f"{corpus.name}: {folder}: {copy.note}")
     return copy
@@ -166,15 +164,11 @@ def _search(corpus: Corpus, root: Path) -> Path | None:
     return None
 
 
-def _fetch(
-    corpus: Corpus, kept: Path, source: Path | None, fetch: bool, looked: list[Path], say: Say
-) -> Path:
+def _fetch(corpus: Corpus, kept: Path, source: Path | None, fetch: bool, looked: list[Path], say: Say) -> Path:
     """Unpack the archive (`source`, or downloaded now) to `kept`, and return the folder of its recordings."""
     if source is None and not fetch:
         places = ", ".join(map(str, looked)) + ("" if os.environ.get("ASR_DATA") else "; ASR_DATA is not set")
-        raise InputError(
-            f"{corpus.name}: no copy found (looked in {places}); give --source or allow the download"
-        )
+        raise InputError(f"{corpus.name}: no copy found (looked in {places}); give --source or allow the download")
     archive = source or kept.with_name("download.archive")
     try:
         if source is None:

@@ -61,9 +61,7 @@ def prepare(out: Path, source: Path | None, fetch: bool, say: Say) -> dict[str, 
     copy = obtain(CORPUS, out, source, fetch, say)
     prepared.begin(folder)
     splits = {
-        split: prepared.utterances(
-            [one for one in copy.recordings if split_of(one.id) == split], copy.seconds, split
-        )
+        split: prepared.utterances([one for one in copy.recordings if split_of(one.id) == split], copy.seconds, split)
         for split in prepared.SPLITS
     }
     return prepared.write(folder, prepared.about(CORPUS, copy, VERSION), splits)

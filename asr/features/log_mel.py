@@ -76,9 +76,7 @@ class LogMel(nn.Module):
         self._hop = _samples(hop, rate)
         self.hop = self._hop / rate
         self._fft = 1 << (self._window - 1).bit_length()
-        build = functools.partial(
-            mel_filters, rate=rate, fft=self._fft, low=low, high=high, convention=convention
-        )
+        build = functools.partial(mel_filters, rate=rate, fft=self._fft, low=low, high=high, convention=convention)
         bands = checked_filters(build, mels, least_mels).T
         self._groups = groups(bands)
         self.register_buffer("_taper", taper(self._window, self._fft, convention), persistent=False)
@@ -112,9 +110,7 @@ class LogMel(nn.Module):
         with torch.autocast(waveforms.device.type, enabled=False):
             for rows, longest in self._chunks(lengths, samples, waveforms.device):
                 own = self.frames(longest)
-                self._fill(
-                    features[rows, :own], waveforms[rows, :longest], lengths[rows].to(waveforms.device)
-                )
+                self._fill(features[rows, :own], waveforms[rows, :longest], lengths[rows].to(waveforms.device))
                 features[rows, own:] = 0.0
         return features, frames
 
@@ -173,14 +169,6 @@ def _check_batch(waveforms: Tensor, lengths: Tensor) -> None:
             f"waveforms: want floating point (batch, samples), got {waveforms.dtype} {tuple(waveforms.shape)}"
         )
     if lengths.shape != waveforms.shape[:1] or lengths.dtype != torch.int64:
-        raise ValueError(
-            f"lengths: want int64 ({len(waveforms)},), got {lengths.dtype} {tuple(lengths.shape)}"
-        )
-    if (
-        lengths.device.type == "cpu"
-        and len(lengths)
-        and not 0 <= lengths.min() <= lengths.max() <= waveforms.shape[1]
-    ):
-        raise ValueError(
-            f"lengths: want 0 to {waveforms.shape[1]}, got {int(lengths.min())} to {int(lengths.max())}"
-        )
+        raise ValueError(f"lengths: want int64 ({len(waveforms)},), got {lengths.dtype} {tuple(lengths.shape)}")
+    if lengths.device.type == "cpu" and len(lengths) and not 0 <= lengths.min() <= lengths.max() <= waveforms.shape[1]:
+        raise ValueError(f"lengths: want 0 to {waveforms.shape[1]}, got {int(lengths.min())} to {int(lengths.max())}")

@@ -65,9 +65,7 @@ class LSTM(nn.LSTM):
         arguments = (frames, (state, state), weights, self.bias, 1, 0.0, self.training, False, False)
         if frames.device.type != "cpu":
             return torch.lstm(*arguments)[0]
-        with torch.autocast(
-            "cpu", enabled=False
-        ):  # its half precision is slower here, and fails without AVX-512
+        with torch.autocast("cpu", enabled=False):  # its half precision is slower here, and fails without AVX-512
             return torch.lstm(*arguments)[0]
 
 

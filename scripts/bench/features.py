@@ -34,9 +34,7 @@ from asr import files
 from asr.features import LogMel
 
 FILES, SECONDS, RATE = 32, 10, 16000
-PAIRS: dict[
-    tuple[str, str], float | None
-] = {  # ours, theirs: the least ratio of throughputs that is aimed at
+PAIRS: dict[tuple[str, str], float | None] = {  # ours, theirs: the least ratio of throughputs that is aimed at
     ("slaney", "torchaudio"): 0.95,
     ("slaney", "librosa"): 3.0,
     ("slaney, normalised", "torchaudio"): None,
@@ -60,9 +58,7 @@ def main() -> None:
         "milliseconds": {name: [round(1e3 * turn, 1) for turn in turns] for name, turns in seconds.items()},
     }
     for name, turns in seconds.items():
-        print(
-            f"{name:22} {1e3 * min(turns):6.1f} ms at best, median {1e3 * statistics.median(turns):6.1f} ms"
-        )
+        print(f"{name:22} {1e3 * min(turns):6.1f} ms at best, median {1e3 * statistics.median(turns):6.1f} ms")
     for name, found in figures["ratios"].items():
         aim = f" (aim {figures['aims'][name]})" if name in figures["aims"] else ""
         print(f"{name:40} median {found['median']:5.2f}, of the fastest turns {found['fastest']:5.2f}{aim}")

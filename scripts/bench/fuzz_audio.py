@@ -88,9 +88,7 @@ def mutant(seed: int, number: int) -> bytes:
         if kind == 0:
             data[place : place + 1] = draw.randbytes(1)
         elif kind == 1:
-            data[place : place + 4] = draw.choice(
-                (b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f")
-            )
+            data[place : place + 4] = draw.choice((b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"))
         elif kind == 2:
             del data[place : place + draw.randrange(1, 64)]
         elif kind == 3:

@@ -224,9 +224,7 @@ def main() -> int:
         folder = Path(name)
         result: dict[str, Any] = {
             "kills": kill_saves(folder / "kills", arguments.kills, arguments.megabytes, draw),
-            "control, in place": kill_in_place(
-                folder, max(20, arguments.kills // 10), arguments.megabytes, draw
-            ),
+            "control, in place": kill_in_place(folder, max(20, arguments.kills // 10), arguments.megabytes, draw),
             "limits": run_into_limits(folder / "limits", arguments.limits, arguments.megabytes),
         }
     result |= {

@@ -119,11 +119,7 @@ def hardware() -> str:
     """The processor's name, where Linux tells it."""
     info = Path("/proc/cpuinfo")
     names = (
-        [
-            line.partition(":")[2].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         if info.exists()
         else []
     )

@@ -17,9 +17,7 @@ from asr import config, manifest, train
 def trained(tmp_path_factory):
     folder = tones.write_corpus(tmp_path_factory.mktemp("tones"), train=30, dev=8)
     recipe = tones.write_recipe(folder, epochs=12)
-    chosen = config.load(
-        str(recipe), ["augment=none", "features=kaldi", "features.rate=8000", "features.mels=20"]
-    )
+    chosen = config.load(str(recipe), ["augment=none", "features=kaldi", "features.rate=8000", "features.mels=20"])
     result = train.train(chosen, "tones", say=lambda line: None, show=lambda progress: None)
     return folder, result
 
@@ -32,7 +30,7 @@ def test_the_file_alone_hears_on_dev_what_training_heard(trained, tmp_path):
     score = asr.wer([u.text for u in utterances], [recognizer.transcribe(u).text for u in utterances])
     assert score.errors == result.dev["errors"]
     assert score.count == result.dev["count"]
-    assert 0 < score.count - score.errors, "a model that hears nothing would prove nothing"
+    assert score.count - score.errors > 0, "a model that hears nothing would prove nothing"
 
 
 def test_it_works_in_an_empty_folder_without_recipes_or_settings(trained, tmp_path):

@@ -17,9 +17,7 @@ TOLERANCE = 1e-5  # of log-probabilities, float32 on the CPU
 
 @pytest.fixture(scope="module")
 def recognizer(tmp_path_factory):
-    return asr.load(
-        small_model.write(tmp_path_factory.mktemp("model") / "model.safetensors", loud=1.5), "cpu"
-    )
+    return asr.load(small_model.write(tmp_path_factory.mktemp("model") / "model.safetensors", loud=1.5), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +68,12 @@ def test_padded_twice_as_long_with_anything(recognizer, waveforms, alone):
         ("au", "PCM_16"),
     ],
 )
-def test_from_any_lossless_container_at_the_models_rate(
-    recognizer, waveforms, alone, tmp_path, suffix, coding
-):
+def test_from_any_lossless_container_at_the_models_rate(recognizer, waveforms, alone, tmp_path, suffix, coding):
     for n, waveform in enumerate(waveforms):
         path = tmp_path / f"{n}.{suffix}"
         soundfile.write(path, waveform, 8000, subtype=coding)
         assert torch.equal(torch.from_numpy(audio.read(path, 8000).samples), torch.from_numpy(waveform))
-        assert (
-            worst(recognizer.emissions([audio.read(path, 8000).samples], 8000)[0][0], alone[n]) <= TOLERANCE
-        )
+        assert worst(recognizer.emissions([audio.read(path, 8000).samples], 8000)[0][0], alone[n]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("seconds", [0.5, 3, 1000])

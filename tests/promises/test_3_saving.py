@@ -33,9 +33,7 @@ def found(request, tmp_path_factory):
     ]
     command += ["--folder", str(folder), "--out", str(folder / "result.json")]
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=900, env=os.environ | {"PYTHONPATH": search}
-    )
+    run = subprocess.run(command, capture_output=True, text=True, timeout=900, env=os.environ | {"PYTHONPATH": search})
     assert run.returncode == 0, run.stdout + run.stderr
     result = json.loads((folder / "result.json").read_text())
     assert result["kills"]["kills"] == request.param

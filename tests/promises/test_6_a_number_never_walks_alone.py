@@ -34,9 +34,7 @@ def test_a_printed_error_rate_carries_counts_interval_and_normaliser(unit):
 
 
 def test_an_error_rate_as_json_carries_the_same_and_how_the_interval_was_drawn():
-    written = json.loads(
-        json.dumps(score(SAID, HEARD, groups=["x", "x", "y", "z"], seed=3).to_json(), allow_nan=False)
-    )
+    written = json.loads(json.dumps(score(SAID, HEARD, groups=["x", "x", "y", "z"], seed=3).to_json(), allow_nan=False))
     assert CARRIED | {"errors", "unit", "groups", "seed", "replications"} == set(written)
     assert (written["groups"], written["seed"], written["replications"]) == (3, 3, 1000)
     assert written["interval"][0] <= written["rate"] <= written["interval"][1]
@@ -50,9 +48,7 @@ def test_the_shortest_call_gives_an_interval_too_and_no_bare_number():
 
 def test_what_a_score_says_can_be_recomputed_from_its_counts():
     result = wer(SAID, HEARD)
-    assert (
-        result.rate == (result.substitutions + result.deletions + result.insertions) / result.count == 3 / 14
-    )
+    assert result.rate == (result.substitutions + result.deletions + result.insertions) / result.count == 3 / 14
 
 
 def test_a_missing_interval_is_said():

@@ -80,9 +80,7 @@ TARS: dict[str, Callable[[], bytes]] = {
     "climbs in a pax name": lambda: pax({"path": "../../evil.wav"}, file("good.wav")),
     "has a NUL in a pax name": lambda: pax({"path": "good.wav\0../evil"}, file("good.wav")),
     "links to a file": lambda: tar((info("evil.wav", tarfile.SYMTYPE, link="/etc/passwd"), b""), GOOD),
-    "links and writes through": lambda: tar(
-        (info("d", tarfile.SYMTYPE, link="/tmp"), b""), file("d/evil.wav")
-    ),
+    "links and writes through": lambda: tar((info("d", tarfile.SYMTYPE, link="/tmp"), b""), file("d/evil.wav")),
     "links upwards": lambda: tar((info("d", tarfile.SYMTYPE, link=".."), b""), file("d/evil.wav")),
     "links hard": lambda: tar((info("evil.wav", tarfile.LNKTYPE, link="../../secret"), b"")),
     "holds a device": lambda: tar((info("evil.wav", tarfile.CHRTYPE), b"")),
@@ -90,9 +88,7 @@ TARS: dict[str, Callable[[], bytes]] = {
     "holds a pipe": lambda: tar((info("evil.wav", tarfile.FIFOTYPE), b"")),
     "holds an unknown type": lambda: tar((info("evil.wav", b"Z"), b"")),
     "is sparse": lambda: tar((info("evil.wav", tarfile.GNUTYPE_SPARSE), b"")),
-    "is sparse by pax": lambda: pax(
-        {"GNU.sparse.map": "0,1", "GNU.sparse.size": "99999999999"}, file("e.wav")
-    ),
+    "is sparse by pax": lambda: pax({"GNU.sparse.map": "0,1", "GNU.sparse.size": "99999999999"}, file("e.wav")),
     "has a name twice": lambda: tar(file("a.wav", b"1"), file("a.wav", b"2")),
     "has a name twice in other case": lambda: tar(file("a.wav", b"1"), file("A.WAV", b"2")),
     "has a file as a folder": lambda: tar(file("a.wav"), file("a.wav/b.wav")),
@@ -243,9 +239,7 @@ def test_a_hostile_archive_is_refused_in_one_line_and_nothing_is_written(
     assert [path for path in tree(tmp_path) if path != "outside/in"] == before
 
 
-@pytest.mark.parametrize(
-    "name", ["climbs", "links and writes through", "is absolute", "links hard", "holds a pipe"]
-)
+@pytest.mark.parametrize("name", ["climbs", "links and writes through", "is absolute", "links hard", "holds a pipe"])
 def test_a_hostile_tar_is_refused_when_compressed_too(name: str, tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(gzip.compress(TARS[name]()))
@@ -273,9 +267,7 @@ def test_a_mutated_archive_gives_its_files_or_one_line(mutate: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize("pack", [lambda data: data, gzip.compress], ids=["tar", "tar.gz"])
-def test_a_good_tar_is_unpacked_with_only_the_files_asked_for(
-    pack: Callable[[bytes], bytes], tmp_path: Path
-) -> None:
+def test_a_good_tar_is_unpacked_with_only_the_files_asked_for(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     folder = (info("top", tarfile.DIRTYPE), b"")
     content = [
@@ -305,9 +297,7 @@ def test_a_good_zip_is_unpacked_with_only_the_files_asked_for(tmp_path: Path) ->
 def test_the_line_names_the_wrong_members_and_counts_the_rest(tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     archive.write_bytes(tar(*[file(f"../{n}.wav") for n in range(5)]))
-    with pytest.raises(
-        InputError, match=r"refused, nothing unpacked: '../0.wav' is no .*'../2.wav'.* and 2 more"
-    ):
+    with pytest.raises(InputError, match=r"refused, nothing unpacked: '../0.wav' is no .*'../2.wav'.* and 2 more"):
         inspect(archive)
 
 
@@ -405,9 +395,7 @@ MANIFESTS: dict[str, bytes] = {
     "content",
     [pytest.param(content, id=name) for name, content in MANIFESTS.items()],
 )
-def test_a_hostile_manifest_is_refused_in_one_line_that_names_file_and_line(
-    content: bytes, tmp_path: Path
-) -> None:
+def test_a_hostile_manifest_is_refused_in_one_line_that_names_file_and_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_bytes(content)
     error = refused(lambda: manifest.read(path))
@@ -431,8 +419,6 @@ def test_a_path_in_a_manifest_is_only_ever_a_path(name: str, tmp_path: Path) -> 
 
 
 def test_the_keys_of_other_tools_are_kept_and_mean_nothing(tmp_path: Path) -> None:
-    (tmp_path / "m.jsonl").write_bytes(
-        line(duration=1, text="a", lang="en", _target_="os.system", command="id")
-    )
+    (tmp_path / "m.jsonl").write_bytes(line(duration=1, text="a", lang="en", _target_="os.system", command="id"))
     [utterance] = manifest.read(tmp_path / "m.jsonl")
     assert utterance.extra == {"lang": "en", "_target_": "os.system", "command": "id"}

@@ -23,9 +23,7 @@ def test_two_thousand_damaged_recordings_are_read_or_refused_in_one_line(tmp_pat
     assert result["stdout_bytes"] == 0
     assert result["memory_bytes"] < 300 << 20
     assert sum(result["outcomes"].values()) == MUTANTS
-    assert (
-        min(result["outcomes"]["read"], result["outcomes"]["refused"]) > MUTANTS // 10
-    )  # both sides were tried
+    assert min(result["outcomes"]["read"], result["outcomes"]["refused"]) > MUTANTS // 10  # both sides were tried
 
 
 def test_the_same_number_gives_the_same_damaged_recording(tmp_path):

@@ -145,8 +145,7 @@ def test_the_audit_hook_sees_hostile_code(tmp_path):
     path = tmp_path / "p"
     path.write_bytes(pickle.dumps(Hostile()))
     code = CHILD.split("good, *paths")[0] + (
-        "import pickle\nsys.addaudithook(hook)\npickle.load(open(sys.argv[1], 'rb'))\n"
-        "open('w', 'w')\nprint(seen)"
+        "import pickle\nsys.addaudithook(hook)\npickle.load(open(sys.argv[1], 'rb'))\nopen('w', 'w')\nprint(seen)"
     )
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     run = subprocess.run(

@@ -64,9 +64,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("arguments", "path", "expected"), RIGHT, ids=[" ".join(given) for given, _, _ in RIGHT]
-)
+@pytest.mark.parametrize(("arguments", "path", "expected"), RIGHT, ids=[" ".join(given) for given, _, _ in RIGHT])
 def test_right_settings_are_those_of_the_run(arguments, path, expected, folder, capsys):
     assert cli.main(["train", *arguments, "--dry-run"]) == 0
     printed = capsys.readouterr()
