@@ -76,7 +76,8 @@ def epoch_line(metrics: dict[str, Any]) -> str:
         f"epoch {metrics['epoch'] + 1}: loss {train['loss']:.4f}, dev loss {dev['loss']:.4f}",
         f"dev WER {100 * dev['rate']:.2f} %{' (best)' if metrics['best'] else ''}",
         f"blank {100 * train['blank_rate']:.0f} %",
-        f"gradient norm {train['gradient_norm']:.2f} ({100 * train['clipped']:.0f} % clipped, {train['skipped']} skipped)",
+        f"gradient norm {train['gradient_norm']:.2f} ({100 * train['clipped']:.0f} % clipped)",
+        f"{train['skipped']} steps skipped",
         f"{seconds:.1f} s ({timing['speech_seconds'] / max(seconds, 1e-9):.0f} x real time, "
         f"{100 * timing['waiting_seconds'] / max(seconds, 1e-9):.0f} % waiting) + {timing['dev_seconds']:.1f} s dev",
     ]

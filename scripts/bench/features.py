@@ -11,6 +11,7 @@ ours: the median over turns, and that of the fastest turns.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -82,7 +83,7 @@ def ours(waveforms: torch.Tensor) -> dict[str, Callable[[], Any]]:
         "slaney, normalised": LogMel(),
         "kaldi": LogMel(convention="kaldi", normalize="none"),
     }
-    return {name: lambda module=module: module(waveforms, lengths) for name, module in modules.items()}
+    return {name: functools.partial(module, waveforms, lengths) for name, module in modules.items()}
 
 
 def theirs(waveforms: torch.Tensor) -> dict[str, Callable[[], Any]]:

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 HANG_SECONDS = 5.0  # of processor time for one mutant
 MEMORY_BYTES = 300 << 20  # that reading may add to an idle child
@@ -56,7 +57,7 @@ def seeds() -> list[bytes]:
     return made + media_seeds(sound)
 
 
-def media_seeds(sound: object) -> list[bytes]:
+def media_seeds(sound: Any) -> list[bytes]:
     """The same in media files; none where PyAV is missing."""
     try:
         import av
@@ -66,7 +67,7 @@ def media_seeds(sound: object) -> list[bytes]:
     for kind, codec in MEDIA:
         file = io.BytesIO()
         with av.open(file, "w", format=kind) as container:
-            stream = container.add_stream(codec, rate=48000 if codec == "libopus" else 16000, layout="mono")
+            stream: Any = container.add_stream(codec, rate=48000 if codec == "libopus" else 16000, layout="mono")
             frame = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
             frame.sample_rate, frame.pts = 16000, 0
             resampler = av.AudioResampler(stream.codec_context.format, "mono", stream.rate, 960)
@@ -132,7 +133,7 @@ def read_all(seed: int, first: int, last: int, report: Path) -> None:
             lines.write(f"{outcome} {time.process_time() - begun:.4f} {memory}\n")
 
 
-def fuzz(seed: int, mutants: int) -> dict[str, object]:
+def fuzz(seed: int, mutants: int) -> dict[str, Any]:
     """Read all mutants in children; returns what came of them."""
     outcomes: collections.Counter[str] = collections.Counter()
     worst, memory, printed, failures = 0.0, 0, 0, {}
