@@ -20,6 +20,7 @@ from asr.manifest import Utterance
 from asr.text import CharTokenizer
 
 _SHOWN = 5  # offenders named in an error
+_LOOKED_AT = 50  # recordings whose bandwidth is looked at before training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,23 @@ def check_frames(examples: Sequence[Example], frames: Callable[[float], int], pa
         )
 
 
+def narrow_band_note(examples: Sequence[Example], rate: int) -> str | None:
+    """A warning where recordings could carry sound above 4 kHz and do not; looks at up to `_LOOKED_AT` of them."""
+    looked = examples[:: max(1, len(examples) // _LOOKED_AT)][:_LOOKED_AT]
+    narrow = [e.utterance.id for e in looked if audio.narrow_band(_whole(e.utterance, rate), rate)]
+    if not narrow:
+        return None
+    return (
+        f"{len(narrow)} of {len(looked)} recordings looked at carry nothing above 4 kHz, as a telephone does "
+        f"(the first is {narrow[0]!r}): features.rate=8000 would lose nothing, or look where they come from"
+    )
+
+
+def _whole(utterance: Utterance, rate: int) -> np.ndarray:
+    """The samples of an utterance at `rate`."""
+    return audio.read(utterance.path, rate, offset=utterance.offset, duration=utterance.duration).samples
+
+
 class Loader:
     """Makes batches of features from examples; a batch is a pure function of (examples, seed, epoch).
 
@@ -165,8 +183,7 @@ class Loader:
         return changed if frames >= frames_needed(example.labels) else samples
 
     def _read(self, utterance: Utterance) -> np.ndarray:
-        path, rate = utterance.path, self._features.rate
-        offset, duration = utterance.offset, utterance.duration
-        if self._cache is not None:
-            return self._cache.read(path, rate, offset=offset, duration=duration)
-        return audio.read(path, rate, offset=offset, duration=duration).samples
+        rate = self._features.rate
+        if self._cache is None:
+            return _whole(utterance, rate)
+        return self._cache.read(utterance.path, rate, offset=utterance.offset, duration=utterance.duration)

@@ -170,7 +170,7 @@ class Recognizer:
             name = os.fspath(source)
         read = audio.read(source, rate, channel=channel, **segment)
         notes = [read.note] if read.note else []
-        if rate >= 16_000 and audio.narrow_band(read.samples, rate):
+        if audio.narrow_band(read.samples, rate):
             notes.append(
                 "carries nothing above 4 kHz, as a telephone does; expect more errors than on wide-band speech"
             )

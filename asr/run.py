@@ -88,6 +88,8 @@ class Run:
         )
         self.averaged = optim.average_of(self.model) if config.optim.average else self.model
         self.data = {path: files.sha256(path) for path in (config.data.train, config.data.dev)}
+        if note := examples.narrow_band_note(train, self.front_end.rate):
+            say(note)
         self.optimizer = optim.adamw(
             self.model, config.optim.lr, (config.optim.beta1, config.optim.beta2), config.optim.weight_decay
         )

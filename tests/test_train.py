@@ -219,3 +219,37 @@ def test_a_batch_is_the_same_function_of_seed_and_epoch_whatever_its_company(cor
     assert together.lengths[1] == length
     np.testing.assert_allclose(together.features[1, :length], alone.features[0], atol=1e-5)
     assert not torch.equal(alone.features, parts.train.batch([5], epoch=4).features[:, :length])
+
+
+def test_recordings_upsampled_from_a_telephone_are_told_before_training(corpus, tmp_path):
+    lines = []
+    run.Run(settings(corpus, tmp_path, "features.rate=16000"), lines.append)
+    [note] = lines
+    assert note.startswith("40 of 40 recordings looked at carry nothing above 4 kHz")
+    assert "'train0'" in note
+    lines.clear()
+    run.Run(settings(corpus, tmp_path), lines.append)
+    assert not lines
+
+
+def test_tensorboard_is_written_where_it_is_asked_for(corpus, tmp_path):
+    pytest.importorskip("tensorboard")
+    result, _ = run_training(settings(corpus, tmp_path, "training.tensorboard=true", epochs=1))
+    assert list((result.folder / "tensorboard").glob("events.*"))
+
+
+def test_tensorboard_that_is_not_installed_is_one_line(corpus, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"needs TensorBoard: pip install 'asr\[tensorboard\]'"):
+        run_training(settings(corpus, tmp_path, "training.tensorboard=true"))
+
+
+def test_decoded_audio_is_cached_and_the_cache_changes_nothing(corpus, tmp_path):
+    cache = ["data.cache_gigabytes=0.1", f"data.cache={tmp_path}/cache"]
+    with_cache, _ = run_training(settings(corpus, tmp_path, "name=one", *cache))
+    without, _ = run_training(settings(corpus, tmp_path, "name=two"))
+    assert list((tmp_path / "cache").rglob("*"))
+    weights = [load(result.model, "cpu").model.state_dict() for result in (with_cache, without)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
