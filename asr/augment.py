@@ -141,7 +141,7 @@ def at_speed(samples: np.ndarray, rate: int, speed: float) -> np.ndarray:
 
 
 def _mask(keep: np.ndarray, draw: np.random.Generator, count: int, widest: int) -> None:
-    """Clear `count` stretches of `keep` `(n,)` of 0 to `widest` elements; one element at least stays set."""
+    """Clear `count` stretches of `keep` `(n,)` of 0 to `widest` elements; one element at least, at an end, stays set."""
     if widest <= 0:
         return
     *places, spared = draw.random(2 * count + 1).tolist()  # one call: integers() would cost ten times as much
@@ -150,7 +150,7 @@ def _mask(keep: np.ndarray, draw: np.random.Generator, count: int, widest: int) 
         start = int(place * (len(keep) - width + 1))
         keep[start : start + width] = False
     if not keep.any():
-        keep[int(spared * len(keep))] = True
+        keep[-1 if spared < 0.5 else 0] = True
 
 
 def _check(name: str, value: Any, least: float, most: float) -> None:

@@ -132,7 +132,7 @@ def test_a_run_killed_at_any_of_many_points_ends_to_the_bit_as_one_that_was_not(
 
 def test_a_run_killed_again_and_again_gets_there(settings, uninterrupted):
     attempts = 1
-    while run_once(settings, "often", kill_at=25)[0] and attempts < 100:
+    while run_once(settings, "often", kill_at=50)[0] and attempts < 100:
         attempts += 1
     assert attempts > 3
     assert outcome(settings, "often") == uninterrupted[0]
