@@ -141,7 +141,7 @@ def at_speed(samples: np.ndarray, rate: int, speed: float) -> np.ndarray:
 
 
 def _mask(keep: np.ndarray, draw: np.random.Generator, count: int, widest: int) -> None:
-    """Clear `count` stretches of `keep` `(n,)` of 0 to `widest` elements; one element at least, at an end, stays set."""
+    """Clear `count` stretches of `keep` `(n,)` of 0 to `widest` elements; one at least, at an end, stays set."""
     if widest <= 0:
         return
     *places, spared = draw.random(2 * count + 1).tolist()  # one call: integers() would cost ten times as much

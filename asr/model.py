@@ -75,20 +75,26 @@ class AcousticModel(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(batch, frames, size)`, lengths `(batch,)` -> emissions `(batch, frames', tokens)`, lengths."""
+        if self.training or features.device.type != "cpu" or len(features) <= 1:
+            return self._emissions(features, lengths)
+        # Sums of another batch size differ in their last bits, and a deep network amplifies them: in inference on the
+        # CPU, where a batch saves next to no time, each row is computed alone. So company changes nothing, to the bit.
+        rows = [self._emissions(row[None, :n], n[None]) for row, n in zip(features, lengths, strict=True)]
+        log_probs = features.new_zeros(len(rows), self.frames(features.shape[1]), self.head.out_features)
+        for row, (own, count) in zip(log_probs, rows, strict=True):
+            row[: int(count)] = own[0]
+        return log_probs, torch.cat([count for _, count in rows])
+
+    def _emissions(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The layers one after the other."""
         frames, lengths = _stack(mask(features, lengths), lengths, self.stack)
         for convolution in self.convolutions:
             frames, lengths = convolution(frames, lengths)
         for recurrent, norm in zip(self.recurrent, self.norms, strict=True):
             frames, _ = recurrent(frames, lengths=lengths)
             frames = self.dropout(norm(frames))
-        return self._log_probs(frames), lengths
-
-    def _log_probs(self, frames: Tensor) -> Tensor:
-        """Head and log-softmax; in inference on the CPU in float64, for in float32 sums of other batch sizes differ."""
-        if self.training or frames.device.type != "cpu":
-            return self.head(frames).float().log_softmax(dim=-1)
-        scores = nn.functional.linear(frames.double(), self.head.weight.double(), self.head.bias.double())
-        return scores.log_softmax(dim=-1).to(self.head.weight.dtype)
+        scores = self.head(frames)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(dim=-1), lengths
 
 
 class MaskedConvolution(nn.Module):

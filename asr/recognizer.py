@@ -79,8 +79,10 @@ class Recognizer:
         if sample_rate != self.sample_rate:
             rows = [audio.resample(row, sample_rate, self.sample_rate) for row in rows]
         with torch.inference_mode():
-            frames, lengths = self.front_end(*batches.pad(rows))
-            log_probs, lengths = self.model(frames.to(self.device), lengths.to(self.device))
+            frames = [self.front_end(torch.from_numpy(row)[None], torch.tensor([len(row)]))[0][0] for row in rows]
+            lengths = torch.tensor([len(own) for own in frames])
+            padded = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
+            log_probs, lengths = self.model(padded.to(self.device), lengths.to(self.device))
         return log_probs.cpu(), lengths.cpu()
 
     def transcribe(

@@ -50,7 +50,7 @@ def test_what_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "pipe: is a pipe or a device; save the recording as a file" in str(refusal(tmp_path / "pipe"))
     assert "/dev/zero: is a pipe or a device" in str(refusal("/dev/zero"))
-    assert "can't be opened (embedded null byte); check its path" in str(refusal("a\0b"))
+    assert re.search(r"can't be opened \(.*null.*\); check its path", str(refusal("a\0b")))
     assert "can't be opened (File name too long)" in str(refusal("x" * 5000))
     assert "can't be opened (Not a directory)" in str(refusal(f"{__file__}/a.wav"))
     assert refusal(tmp_path).status == 1

@@ -142,12 +142,12 @@ TOGETHER = [
     (["features.low=4000"], "features.low=4000 is not below the upper edge, 4000 Hz"),
     (["features.low=900", "features.high=900"], "features.low=900 is not below the upper edge, 900 Hz"),
     (["features.hop=0.03"], "features.hop=0.03 is above features.window=0.025; lower it"),
-    (["model.channels=8"], "model.channels has no effect without model.convolutions; set it to null"),
+    (["model.convolutions=[]"], "model.channels has no effect without model.convolutions; set it to null"),
     (
-        ["model.convolutions=[2]"],
+        ["model.channels=null"],
         "model.channels is null, but model.convolutions need it; set a number, such as 256",
     ),
-    (["augment.speed_min=1.2"], "augment.speed_min=1.2 is above augment.speed_max=1.1; lower it"),
+    (["augment.speed_min=1.3"], "augment.speed_min=1.3 is above augment.speed_max=1.2; lower it"),
     (["augment.frequency_width=41"], "augment.frequency_width=41 is more than a frame has (40); lower it"),
     (
         ["augment.frequency_masks=0"],
@@ -199,7 +199,8 @@ def test_contradicting_settings_get_one_line(overrides, message):
 def test_both_convolutions_and_channels_or_neither(fsdd):
     loaded = config.load("fsdd", ["model.convolutions=[1,2]", "model.channels=32"])
     assert loaded.model == dataclasses.replace(fsdd.model, convolutions=[1, 2], channels=32)
-    assert config.load("fsdd", ["model.convolutions=[]"]).model.convolutions == []
+    without = config.load("fsdd", ["model.convolutions=[]", "model.channels=null"]).model
+    assert (without.convolutions, without.channels) == ([], None)
 
 
 def test_ranges_are_described_as_they_are_checked():

@@ -123,7 +123,7 @@ def test_an_unfinished_run_does_not_go_on_with_other_data(tmp_path):
 
 
 def test_early_stopping_ends_after_so_many_epochs_without_a_better_one(corpus, tmp_path):
-    chosen = settings(corpus, tmp_path, "training.patience=2", "optim.lr=1e-9", epochs=20)
+    chosen = settings(corpus, tmp_path, "training.patience=2", "optim.lr=1e-9", "optim.average=0", epochs=20)
     result, _ = run_training(chosen)
     assert result.epochs == result.best_epoch + 3 < 20
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tones
@@ -66,3 +67,20 @@ def test_info_says_it_for_people(trained, capsys):
     told = capsys.readouterr().out
     assert "rate 8000" in told
     assert "dev" in told.lower()
+
+
+# What tests/data/model_v1.safetensors, a small model, heard when format version 1 was new.
+HEARD = {
+    "0_george_0": "o",
+    "2_jackson_10": "o",
+    "3_george_7": "three",
+    "5_yweweler_0": "fiur",
+    "8_yweweler_20": "g",
+    "9_lucas_6": "nine",
+}
+
+
+def test_a_model_file_of_the_first_format_loads_and_hears_what_it_heard_when_it_was_written():
+    data = Path(__file__).parent.parent / "data"
+    recognizer = asr.load(data / "model_v1.safetensors", "cpu")
+    assert {name: recognizer.transcribe(data / "fsdd" / f"{name}.flac").text for name in HEARD} == HEARD
