@@ -80,10 +80,9 @@ class AcousticModel(nn.Module):
         # Sums of another batch size differ in their last bits, and a deep network amplifies them: in inference on the
         # CPU, where a batch saves next to no time, each row is computed alone. So company changes nothing, to the bit.
         rows = [self._emissions(row[None, :n], n[None]) for row, n in zip(features, lengths, strict=True)]
-        log_probs = features.new_zeros(len(rows), self.frames(features.shape[1]), self.head.out_features)
-        for row, (own, count) in zip(log_probs, rows, strict=True):
-            row[: int(count)] = own[0]
-        return log_probs, torch.cat([count for _, count in rows])
+        longest = self.frames(features.shape[1])
+        padded = [nn.functional.pad(own, (0, 0, 0, longest - own.shape[1])) for own, _ in rows]
+        return torch.cat(padded), torch.cat([count for _, count in rows])
 
     def _emissions(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The layers one after the other."""
