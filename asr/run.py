@@ -72,6 +72,8 @@ class Run:
             examples.read_examples(path, normalize, config.data.max_seconds)
             for path in (config.data.train, config.data.dev)
         )
+        if not any(example.text for example in dev):
+            raise InputError(f"{config.data.dev}: no words in its texts; the dev set has to tell good from bad models")
         self.tokenizer = text.CharTokenizer.from_texts(example.text for example in train)
         self.front_end = features.build(**_settings(config.features))
         shape = dict(features=self.front_end.size, tokens=len(self.tokenizer.tokens), **_settings(config.model))

@@ -69,11 +69,11 @@ def test_float_files_give_the_samples_written_bit_for_bit_and_unclipped(kind, co
     np.testing.assert_array_equal(audio.read(encode(samples, 16000, kind, coding), 16000).samples, samples[:, 0])
 
 
-@pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize(("kind", "coding"), LOSSY)
+@pytest.mark.parametrize(
+    ("kind", "coding", "rate"),
+    [(*form, rate) for form in LOSSY for rate in RATES if not (form[1] == "OPUS" and rate == 44100)],  # it has none
+)
 def test_lossy_files_have_the_length_and_the_sound_written(kind, coding, rate):
-    if coding == "OPUS" and rate == 44100:
-        pytest.skip("Opus has no 44.1 kHz")
     samples = chirp(rate)
     heard = audio.read(encode(samples, rate, kind, coding), rate).samples
     assert len(heard) == len(samples)

@@ -193,6 +193,14 @@ def test_an_empty_training_set_is_an_error(corpus, tmp_path):
         run_training(chosen)
 
 
+def test_a_dev_set_without_words_is_an_error(corpus, tmp_path):
+    chosen = broken(corpus, tmp_path, lambda u: u)
+    silent = [dataclasses.replace(u, text="") for u in manifest.read(tmp_path / "dev.jsonl")]
+    manifest.write(tmp_path / "dev.jsonl", silent)
+    with pytest.raises(InputError, match=r"dev.jsonl: no words in its texts"):
+        run_training(chosen)
+
+
 def test_frames_are_counted_with_repeated_neighbours():
     utterance = manifest.Utterance("x.wav", id="x", line=7)
     example = examples.Example(utterance, 1.0, "see", (3, 2, 2))
