@@ -8,7 +8,7 @@ counting, and neither workers nor restarts can change it.
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -86,7 +86,7 @@ def pad(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     return padded, lengths
 
 
-def prefetch(make: Callable[[list[int]], T], groups: Sequence[list[int]], ahead: int = 2) -> Iterator[T]:
+def prefetch(make: Callable[[list[int]], T], groups: Sequence[list[int]], ahead: int = 2) -> Generator[T, None, None]:
     """Yield ``make(group)`` for each group in order, made by a thread that works up to `ahead` batches in advance.
 
     An exception in `make` is raised here, in its turn. The thread ends when the iterator is closed.

@@ -6,6 +6,7 @@ of its sub-folders, in name order), a manifest (``.jsonl``), or ``-`` for one re
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ AUDIO_SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au", ".caf", ".w64"}
     | {".m4a", ".mp4", ".aac", ".webm", ".mkv", ".mov", ".wma"}
 )
+
+_LONGEST_NAME = 255  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +41,10 @@ class Recording:
         """The path that its output files are named after; a segment of a longer file goes by its id."""
         if self.utterance is None:
             return self.name
-        whole = self.utterance.offset == 0 and self.utterance.duration is None
-        return self.name if whole else self.utterance.id.replace("/", "_")
+        if self.utterance.offset == 0 and self.utterance.duration is None:
+            return self.name
+        name = self.utterance.id.replace("/", "_")
+        return name if Path(name).suffix.lower() in AUDIO_SUFFIXES else f"{name}.wav"  # the ending is cut off again
 
 
 def collect(inputs: Sequence[str], read_stdin: Callable[[], bytes]) -> list[Recording]:
@@ -51,6 +56,8 @@ def collect(inputs: Sequence[str], read_stdin: Callable[[], bytes]) -> list[Reco
     recordings: list[Recording] = []
     for item in inputs:
         path = Path(item)
+        if len(os.fsencode(path.name)) > _LONGEST_NAME:
+            raise InputError(f"{item[:80]}...: no file system has a name this long; is it a path?")
         if item == "-":
             recordings.append(Recording("-", read_stdin()))
         elif path.is_dir():
@@ -107,6 +114,8 @@ class OutputFolder:
     def __init__(self, folder: Path, recordings: Sequence[Recording], forms: Sequence[str]) -> None:
         self._folder = folder
         paths = output_paths([recording.outputs_as() for recording in recordings], folder, forms)
+        if any(path.name == "failures.jsonl" for each in paths for path in each.values()):
+            raise InputError(f"{folder / 'failures.jsonl'} lists failures; rename the input 'failures'", status=2)
         self._paths = dict(zip(map(id, recordings), paths, strict=True))
         files.sweep(folder)
 

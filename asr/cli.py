@@ -26,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = _parser()
         args, unknown = parser.parse_known_args(arguments)
-        if unknown:
+        rest = {"train": "overrides", "transcribe": "inputs"}.get(args.verb)
+        if unknown and rest and not any(word.startswith("-") and word != "-" for word in unknown):
+            setattr(args, rest, [*getattr(args, rest), *unknown])  # argparse ends a list at the first flag
+        elif unknown:
             args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         return args.run(args)
     except AsrError as error:
@@ -164,17 +167,17 @@ def _train(args: argparse.Namespace) -> int:
     from asr.console import Screen
     from asr.run_folder import is_finished, run_path
 
-    screen = Screen(args.quiet)
+    screen, stop = Screen(args.quiet), _Signals()
     name = config.name_of(recipe[0])
     for settings in configs:
         if args.multirun and is_finished(run_path(settings, name)):
             screen.say(f"{run_path(settings, name)}: finished already")
-        elif status := _train_one(args, settings, name, screen):
+        elif status := _train_one(args, settings, name, screen, stop):
             return status
     return 0
 
 
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any) -> int:
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "_Signals") -> int:
     """Prepare the corpus where its manifests are missing, then train one run."""
     from asr import corpora, train
 
@@ -185,10 +188,10 @@ def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any
         learnt = train.overfit_one_batch(settings, 500, screen.say)
         print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
         return 0 if learnt else 1
-    stop = _Signals()
     with screen.training() as bar:
         result = train.train(settings, recipe, say=screen.say, show=bar.show, stop=stop.status)
-    low, high = (100 * bound for bound in result.dev["interval"] or (float("nan"),) * 2)
+    bounds = result.dev["interval"] or (float("nan"), float("nan"))
+    low, high = (float("inf") if bound is None else 100 * bound for bound in bounds)
     print(f"dev WER {100 * result.dev['rate']:.2f} % [{low:.2f}, {high:.2f}] of {result.dev['count']} words")
     print(f"best model: {result.model} (epoch {result.best_epoch + 1} of {result.epochs})")
     print(f"curves: {result.folder / 'curves.png'}")

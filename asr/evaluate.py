@@ -69,6 +69,9 @@ def evaluate(
     """
     utterances = manifest.read(path)
     _check(utterances, path, by_speaker)
+    score(
+        [""], [""], normalizer=normalizer or recognizer.card["normalizer"], bootstrap=bootstrap
+    )  # refuses what is wrong
     begun = time.perf_counter()
     hypotheses, failures, seconds = [], [], 0.0
     results = recognizer.transcribe_many(utterances, decoder, channel, batch_seconds, return_errors=True)

@@ -33,14 +33,17 @@ class Example:
     labels: tuple[int, ...] = ()
 
 
-def read_examples(path: str | os.PathLike[str], normalize: Callable[[str], str], max_seconds: float) -> list[Example]:
-    """The utterances of a manifest with normalised texts; those longer than `max_seconds` are left out.
+def read_examples(
+    path: str | os.PathLike[str], normalize: Callable[[str], str], max_seconds: float, say: Callable[[str], None]
+) -> list[Example]:
+    """The utterances of a manifest with normalised texts; those longer than `max_seconds` are left out, and said.
 
     Raises:
         InputError: an unreadable manifest or audio file, a line without text, a duration beyond the file's end, no
             utterance at all; the message names file and line.
     """
     examples = []
+    left_out = 0
     for utterance in manifest.read(path):
         where = f"{path}: line {utterance.line}"
         if utterance.text is None:
@@ -48,6 +51,10 @@ def read_examples(path: str | os.PathLike[str], normalize: Callable[[str], str],
         seconds = _seconds(utterance, where)
         if seconds <= max_seconds:
             examples.append(Example(utterance, seconds, normalize(utterance.text)))
+        else:
+            left_out += 1
+    if left_out:
+        say(f"{path}: {left_out} utterances longer than {max_seconds:g} s are left out (data.max_seconds)")
     if not examples:
         raise InputError(f"{path}: no utterance of at most {max_seconds:g} s (data.max_seconds); nothing to train on")
     return examples

@@ -7,6 +7,7 @@ A process that is killed at any moment leaves either the old file or the new one
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -55,10 +56,26 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def sweep(folder: str | os.PathLike[str]) -> int:
     """Remove the temporaries that killed processes left in `folder`; returns how many."""
-    strays = [path for path in Path(folder).glob(f".*{_SUFFIX}") if path.is_file()]
+    strays = [path for path in Path(folder).glob(f".*{_SUFFIX}") if path.is_file() and _is_stray(path.name)]
     for path in strays:
         path.unlink(missing_ok=True)
     return len(strays)
+
+
+def _is_stray(name: str) -> bool:
+    """Whether a file of that name is a temporary of `atomic` whose process is gone."""
+    form = re.fullmatch(r"\..+\.([0-9]{1,9})\.tmp", name)
+    if not form:
+        return False
+    if int(form[1]) == os.getpid():
+        return True  # of a killed process that had our number
+    try:
+        os.kill(int(form[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -10,6 +10,7 @@ Lengths travel with the tensor, and whatever lies behind a row's length is zero 
 frames: an utterance's emissions do not depend on its company in the batch.
 """
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -131,8 +132,11 @@ def device_named(name: str) -> torch.device:
     """The torch device of that name; `auto` is the GPU where there is one. Raises InputError (status 2)."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.split(":")[0] not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
         raise InputError(f"device={name}: known are auto, cpu, cuda and cuda:N", status=2)
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={name}: torch finds no GPU here; use device=cpu or device=auto", status=2)
-    return torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device={name}: torch finds {torch.cuda.device_count()} GPUs here, counted from 0", status=2)
+    return device

@@ -69,7 +69,7 @@ class Run:
         torch.manual_seed(config.seed)
         normalize = text.normalizer(config.text.normalizer)
         train, dev = (
-            examples.read_examples(path, normalize, config.data.max_seconds)
+            examples.read_examples(path, normalize, config.data.max_seconds, say)
             for path in (config.data.train, config.data.dev)
         )
         if not any(example.text for example in dev):
@@ -181,9 +181,11 @@ def facts(run: Run, recipe: str) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout that this code runs from, if it does."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    git = ["git", "-C", str(Path(__file__).parent)]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, check=True, text=True, timeout=5).stdout.strip()
+        for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"]):
+            done = subprocess.run([*git, *command], capture_output=True, check=True, text=True, timeout=5)
+        return done.stdout.strip()
     return None
 
 

@@ -23,7 +23,6 @@ from torch import Tensor
 from asr import checkpoint, curves, files
 from asr.config import Config, load, to_yaml
 from asr.errors import InputError
-from asr.manifest import read_records
 
 # Settings that may change between the start of a run and its continuation: they do not change what is learnt.
 _FREE = (
@@ -65,7 +64,6 @@ class RunFolder:
         self.path = path
         self._say = say
         self._drawn = time.monotonic()
-        self._board = curves.tensorboard(path) if config.training.tensorboard else None
         if is_finished(path):
             raise InputError(
                 f"{path}: this run is finished; choose another name (name=...) or remove the folder", status=2
@@ -73,6 +71,7 @@ class RunFolder:
         settings = path / "config.yaml"
         if settings.exists():
             _compare(load(str(settings), []), config, path)
+        self._board = curves.tensorboard(path) if config.training.tensorboard else None
         files.write_text(settings, to_yaml(config))
         files.sweep(path)
 
@@ -106,7 +105,7 @@ class RunFolder:
     def read_history(self, epochs: int) -> list[dict[str, Any]]:
         """The metrics of the first `epochs` epochs; later lines were written by a process that did not get further."""
         path = self.path / "metrics.jsonl"
-        lines = [record for _, record in read_records(path)] if path.exists() else []
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
         return [line for line in lines if line.get("epoch", epochs) < epochs]
 
     def write_history(self, history: list[dict[str, Any]]) -> None:

@@ -5,10 +5,11 @@ moment and started again gives the weights, and the metrics but for their `timin
 machine, same number of threads, CPU).
 """
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ def train(
     folder.log(opening(run, folder.path, position))
     while position.epoch < config.training.epochs and not _is_stale(position, config.training.patience):
         wer = history[-1]["dev"]["rate"] if history else None
-        for _ in train_epoch(run, position, total_steps, folder, clock, stop):
-            show(progress(position, config.training.epochs, counts[position.epoch], wer, clock))
+        with contextlib.closing(train_epoch(run, position, total_steps, folder, clock, stop)) as steps:
+            for _ in steps:
+                show(progress(position, config.training.epochs, counts[position.epoch], wer, clock))
         save_state(run, position, folder)
         history.append(_end_epoch(run, position, recipe, folder, clock, stop))
         folder.write_history(history)
@@ -84,7 +86,7 @@ def train_epoch(
     folder: RunFolder,
     clock: Clock,
     stop: Callable[[], int | None],
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Train on the batches of an epoch that are still to do; yields after each."""
     config, model = run.config, run.model
     groups = run.groups(position.epoch)
@@ -93,27 +95,29 @@ def train_epoch(
     saved = waited = time.monotonic()
     model.train()
     todo = groups[position.batch :]
-    for batch in batches.prefetch(lambda group: run.train.batch(group, position.epoch), todo):
-        begun = time.monotonic()
-        clock.waiting += begun - waited
-        batch = batch.to(run.device)
-        first = position.batch - position.batch % accumulate
-        losses, log_probs, lengths = run.losses(batch)
-        (losses.sum() / max(1, sum(labels[first : first + accumulate]))).backward()
-        _count(position, batch, losses, log_probs, lengths)
-        position.batch += 1
-        if position.batch % accumulate == 0 or position.batch == len(groups):
-            _update(run, position, batch, losses, total_steps)
-            status = stop()
-            if status is not None or time.monotonic() - saved > config.training.save_minutes * 60:
-                save_state(run, position, folder)
-                saved = time.monotonic()
-            if status is not None:
-                raise AsrError(f"stopped, state saved in {folder.path}: run the same command to go on", status)
-        waited = time.monotonic()
-        clock.training += waited - begun
-        clock.speech += batch.seconds
-        yield
+    # Closed whatever happens: a thread that still computes while Python ends would bring it down.
+    with contextlib.closing(batches.prefetch(lambda group: run.train.batch(group, position.epoch), todo)) as ready:
+        for batch in ready:
+            begun = time.monotonic()
+            clock.waiting += begun - waited
+            batch = batch.to(run.device)
+            first = position.batch - position.batch % accumulate
+            losses, log_probs, lengths = run.losses(batch)
+            (losses.sum() / max(1, sum(labels[first : first + accumulate]))).backward()
+            _count(position, batch, losses, log_probs, lengths)
+            position.batch += 1
+            if position.batch % accumulate == 0 or position.batch == len(groups):
+                _update(run, position, batch, losses, total_steps)
+                status = stop()
+                if status is not None or time.monotonic() - saved > config.training.save_minutes * 60:
+                    save_state(run, position, folder)
+                    saved = time.monotonic()
+                if status is not None:
+                    raise AsrError(f"stopped, state saved in {folder.path}: run the same command to go on", status)
+            waited = time.monotonic()
+            clock.training += waited - begun
+            clock.speech += batch.seconds
+            yield
 
 
 def _update(run: Run, position: Position, batch: Batch, losses: torch.Tensor, total_steps: int) -> None:
@@ -169,8 +173,8 @@ def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, flo
     groups = batches.by_length([example.seconds for example in dev.examples], run.config.data.batch_seconds)
     hypotheses: dict[int, str] = {}
     total = 0.0
-    with torch.no_grad():
-        for group, batch in zip(groups, batches.prefetch(dev.batch, groups), strict=True):
+    with torch.no_grad(), contextlib.closing(batches.prefetch(dev.batch, groups)) as ready:
+        for group, batch in zip(groups, ready, strict=True):
             losses, log_probs, lengths = run.losses(batch.to(run.device), run.averaged)
             total += float(losses.sum())
             heard = ctc.greedy(log_probs, lengths, run.tokenizer.tokens)

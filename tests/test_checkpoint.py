@@ -331,7 +331,7 @@ def test_a_model_is_no_state(tmp_path, weights):
 
 def test_strays_of_killed_processes_are_swept(tmp_path):
     checkpoint.save_state(tmp_path, {}, {"step": 1})
-    (tmp_path / ".state-00000002.safetensors.77.tmp").write_bytes(b"half")
+    (tmp_path / ".state-00000002.safetensors.999999999.tmp").write_bytes(b"half")
     assert checkpoint.load_state(tmp_path)[1] == {"step": 1}
     assert len(list(tmp_path.iterdir())) == 1
 

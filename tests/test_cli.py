@@ -309,3 +309,38 @@ def test_every_verb_has_a_help_page(run, capsys):
             main([verb, "--help"])
         assert ended.value.code == 0
         assert f"asr {verb}" in capsys.readouterr().out
+
+
+def test_segments_of_one_recording_have_files_of_their_own(run, model, tmp_path):
+    samples = soundfile.read(FSDD[0], dtype="float32")[0]
+    soundfile.write(tmp_path / "long.wav", samples, 8000, subtype="PCM_16")
+    lines = [Utterance("long.wav", duration=0.1, offset=offset, id=f"long.wav@{offset}") for offset in (0.05, 0.1)]
+    manifest.write(tmp_path / "m.jsonl", lines)
+    status, _, errors = run("transcribe", "-m", model, "m.jsonl", "-o", "out")
+    assert status == 0, errors
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"long.wav@0.05.txt", "long.wav@0.1.txt"}
+
+
+def test_no_transcript_takes_the_place_of_the_list_of_failures(run, model, tmp_path):
+    shutil.copy(FSDD[0], tmp_path / "failures.flac")
+    status, _, [error] = run("transcribe", "-m", model, "failures.flac", "-f", "jsonl", "-o", "out")
+    assert (status, "rename the input 'failures'" in error) == (2, True)
+
+
+def test_settings_and_inputs_may_stand_behind_a_flag(run, model):
+    _, out, _ = run("train", "recipe=fsdd", "--dry-run", "seed=7")
+    assert "seed: 7" in out
+    assert len(run("transcribe", "-q", FSDD[0], "-m", model, FSDD[1])[1].splitlines()) == 2
+
+
+def test_a_wrong_normaliser_is_told_before_work_starts(run, model, tmp_path, monkeypatch):
+    manifest.write(tmp_path / "m.jsonl", [Utterance(str(FSDD[0]), text="one")])
+    monkeypatch.setattr(asr.Recognizer, "transcribe_many", lambda *_, **__: pytest.fail("work was started"))
+    status, _, errors = run("evaluate", "-q", "-m", model, "--manifest", "m.jsonl", "--normalizer", "bsaic")
+    assert status == 2
+    assert "no normaliser 'bsaic'" in errors[-1]
+
+
+def test_a_name_too_long_for_any_file_is_one_line(run, model):
+    status, _, [error] = run("transcribe", "-m", model, "a" * 300)
+    assert (status, "no file system has a name this long" in error) == (1, True)

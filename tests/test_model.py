@@ -66,3 +66,9 @@ def test_a_device_that_is_not_there_is_an_error_in_one_line(name, problem, monke
 def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_named("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cpu:x", "cpu:", "cuda:x", "cuda:"])
+def test_a_device_that_is_no_device_is_an_error_in_one_line(name):
+    with pytest.raises(InputError, match="known are auto, cpu, cuda and cuda:N"):
+        device_named(name)

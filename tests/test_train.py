@@ -261,3 +261,30 @@ def test_decoded_audio_is_cached_and_the_cache_changes_nothing(corpus, tmp_path)
     assert list((tmp_path / "cache").rglob("*"))
     weights = [load(result.model, "cpu").model.state_dict() for result in (with_cache, without)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_utterances_that_are_too_long_are_left_out_and_said(corpus, tmp_path):
+    longest = sorted(u.duration for u in manifest.read(corpus / "train.jsonl"))[-2]
+    lines = []
+    parts = run.Run(settings(corpus, tmp_path, f"data.max_seconds={longest + 1e-6}"), lines.append)
+    assert len(parts.train.examples) == 39
+    assert any(line.startswith(f"{corpus}/train.jsonl: 1 utterances longer than") for line in lines)
+
+
+def test_a_run_with_a_loss_that_is_not_finite_in_its_history_goes_on(corpus, tmp_path):
+    chosen = settings(corpus, tmp_path, epochs=2)
+    asked = 0
+
+    def stop():
+        nonlocal asked
+        asked += 1
+        return 130 if asked == 12 else None
+
+    with pytest.raises(AsrError, match="run the same command"):
+        run_training(chosen, stop=stop)
+    path = tmp_path / "runs" / "tones" / "seed1" / "metrics.jsonl"
+    [line] = [json.loads(text) for text in path.read_text().splitlines()]
+    line["dev"]["loss"] = math.nan
+    path.write_text(json.dumps(line) + "\n")
+    result, _ = run_training(chosen)
+    assert result.epochs == 2
