@@ -29,8 +29,6 @@ from asr.errors import InputError
 from asr.tensorfile import refusal, short
 
 VERSION = 1  # of the model file and of the state; a reader takes its own and all older ones
-MAX_TOKENS = 100_000
-MAX_DEPTH = 16  # of the JSON in a header
 
 _STATE = re.compile(r"state-(\d{6,12})\.safetensors")
 Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
