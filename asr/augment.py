@@ -1,4 +1,4 @@
-"""Augmentation: speed, gain and SpecAugment, each a function of (seed, epoch, utterance) and nothing else.
+"""Augmentation: speed, gain, SpecAugment, joined utterances, each a function of (seed, epoch, utterance) alone.
 
 Order of an epoch, workers, ranks, batch composition and restarts cannot change what an utterance becomes:
 every draw comes from a generator of its own, keyed by a hash.
@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ _RANGES = {
     "frequency_width": (0, 256),
     "time_masks": (0, 100),
     "time_share": (0.0, 1.0),
+    "join": (1, 100),
 }
 # Of soxr's qualities the quickest with a full pass band (0.2 dB down at 0.8 of half the rate; images: -110).
 # It resamples by a ratio of small whole numbers exactly (noise at -96 dB), by any other through interpolation
@@ -63,6 +64,7 @@ class Augmentation:
         frequency_width: the widest of them, in features, 0 to 256.
         time_masks: stretches of frames set to 0, 0 to 100.
         time_share: the longest of them, as a share of the utterance's frames, 0 to 1.
+        join: utterances of one speaker that may be joined into one, 1 to 100.
 
     Raises:
         InputError: a value is out of its range, or has no effect (status 2).
@@ -75,6 +77,7 @@ class Augmentation:
     frequency_width: int = 0
     time_masks: int = 0
     time_share: float = 0.0
+    join: int = 1
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -91,6 +94,32 @@ class Augmentation:
                     f"augment.{other}={value}: has no effect while augment.{zero} is 0; set both or neither",
                     status=2,
                 )
+
+    def rows(
+        self, speakers: Sequence[str | None], seed: int, epoch: int, fits: Callable[[tuple[int, ...]], bool]
+    ) -> list[tuple[int, ...]]:
+        """Which utterances of an epoch are joined: 1 to `join` of one speaker, each utterance once.
+
+        Args:
+            speakers: of the utterances; those without a name count as one speaker.
+            seed: of the run.
+            epoch: from 0.
+            fits: whether so many utterances may be one; those that may not stay apart.
+        """
+        if self.join == 1:
+            return [(number,) for number in range(len(speakers))]
+        draw = generator(seed, epoch, "", "join")
+        rows: list[tuple[int, ...]] = []
+        room = 0
+        for number in sorted(draw.permutation(len(speakers)).tolist(), key=lambda number: speakers[number] or ""):
+            same = rows and speakers[rows[-1][0]] == speakers[number]
+            if same and room and fits((*rows[-1], number)):
+                rows[-1] = (*rows[-1], number)
+                room -= 1
+            else:
+                rows.append((number,))
+                room = int(draw.integers(self.join))
+        return rows
 
     def waveform(self, samples: np.ndarray, rate: int, seed: int, epoch: int, utterance: str) -> np.ndarray:
         """`samples` `(n,)` float32 at `rate` Hz at another speed and level, `(about n / speed,)` float32."""

@@ -16,6 +16,7 @@ import torch
 
 from asr.augment import generator
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _JITTER = 0.15  # relative: how far an utterance may move among its neighbours in length
@@ -86,7 +87,7 @@ def pad(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     return padded, lengths
 
 
-def prefetch(make: Callable[[list[int]], T], groups: Sequence[list[int]], ahead: int = 2) -> Generator[T, None, None]:
+def prefetch(make: Callable[[S], T], groups: Sequence[S], ahead: int = 2) -> Generator[T, None, None]:
     """Yield ``make(group)`` for each group in order, made by a thread that works up to `ahead` batches in advance.
 
     An exception in `make` is raised here, in its turn. The thread ends when the iterator is closed.

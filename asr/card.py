@@ -56,6 +56,7 @@ _FEATURES: dict[str, Callable[[Any], bool]] = {
     "high": _or_null(_number(0, 384_000)),
     "convention": _one_of("slaney", "kaldi"),
     "normalize": _one_of("utterance", "level", "running", "none"),
+    "top_db": _or_null(_number(1, 200)),
 }
 _MODEL: dict[str, Callable[[Any], bool]] = {
     "features": _whole(1, 1_024),
@@ -67,6 +68,7 @@ _MODEL: dict[str, Callable[[Any], bool]] = {
     "layers": _whole(1, 32),
     "dropout": _number(0, 0.99),
     "layer_norm": _one_of(False, True),
+    "context": _whole(0, 100_000),
 }
 _DECODER: dict[str, Callable[[Any], bool]] = {"kind": _one_of("greedy")}
 
@@ -78,7 +80,7 @@ def check_card(card: Any, path: str | os.PathLike[str]) -> None:
     ``features``    `kind` and the settings of `asr.features.build`
     ``normalizer``  a name in `asr.text.normalizers`
     ``tokens``      list of texts, the blank first, each once
-    ``model``       the arguments of `asr.model.AcousticModel`; `channels` may be absent
+    ``model``       the arguments of `asr.model.AcousticModel`; `channels` and `context` may be absent
     ``decoder``     `kind`: greedy
     ``training``    facts for people (recipe, overrides, commit, hashes, dev WER); any JSON, never acted upon
     ==============  ====================================================================================
@@ -94,7 +96,7 @@ def check_card(card: Any, path: str | os.PathLike[str]) -> None:
     if card["normalizer"] not in normalizers:
         raise refusal(path, f"card: no normaliser {short(card['normalizer'])}; known are {', '.join(normalizers)}")
     _check_values(card["features"], _FEATURES, ("kind",), "card: features", path)
-    _check_values(card["model"], _MODEL, _MODEL.keys() - {"channels"}, "card: model", path)
+    _check_values(card["model"], _MODEL, _MODEL.keys() - {"channels", "context"}, "card: model", path)
     _check_values(card["decoder"], _DECODER, ("kind",), "card: decoder", path)
     _check_tokens(card["tokens"], card["model"]["tokens"], path)
 

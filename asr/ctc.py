@@ -113,13 +113,17 @@ def _collapse(path: list[int], best: list[float]) -> list[_Run]:
 
 
 def _words(runs: list[_Run], tokens: Sequence[str]) -> tuple[WordSpan, ...]:
-    """Group a token sequence into words at the boundaries."""
+    """Group a token sequence into words; a boundary, alone or in front of a token, begins the next one."""
+    groups: list[list[_Run]] = [[]]
+    for run in runs:
+        if tokens[run[0]].startswith(BOUNDARY):
+            groups.append([])
+        if tokens[run[0]] != BOUNDARY:
+            groups[-1].append(run)
     words = []
-    for is_boundary, group in itertools.groupby(runs, key=lambda run: tokens[run[0]] == BOUNDARY):
-        if not is_boundary:
-            inside = list(group)
-            probability = min(1.0, math.exp(sum(run[3] for run in inside) / len(inside)))
-            words.append(WordSpan(join([tokens[run[0]] for run in inside]), inside[0][1], inside[-1][2], probability))
+    for inside in filter(None, groups):
+        probability = min(1.0, math.exp(sum(run[3] for run in inside) / len(inside)))
+        words.append(WordSpan(join([tokens[run[0]] for run in inside]), inside[0][1], inside[-1][2], probability))
     return tuple(words)
 
 

@@ -17,7 +17,7 @@ from asr.ctc import frames_needed
 from asr.errors import InputError
 from asr.features import MFCC, LogMel
 from asr.manifest import Utterance
-from asr.text import CharTokenizer
+from asr.text import Tokenizer
 
 _SHOWN = 5  # offenders named in an error
 _LOOKED_AT = 50  # recordings whose bandwidth is looked at before training
@@ -75,8 +75,8 @@ def _seconds(utterance: Utterance, where: str) -> float:
     return min(seconds, rest)
 
 
-def label(examples: Sequence[Example], tokenizer: CharTokenizer, path: str | os.PathLike[str]) -> list[Example]:
-    """The examples with their labels. Raises InputError naming utterance, character and line of an unknown one."""
+def label(examples: Sequence[Example], tokenizer: Tokenizer, path: str | os.PathLike[str]) -> list[Example]:
+    """The examples with their labels. Raises InputError naming line, utterance and the character or word unknown."""
     labelled = []
     for example in examples:
         try:
@@ -132,41 +132,67 @@ def _whole(utterance: Utterance, rate: int) -> np.ndarray:
     return audio.read(utterance.path, rate, offset=utterance.offset, duration=utterance.duration).samples
 
 
+Row = tuple[int, ...]  # the examples, by number, that stand one behind the other in one row of a batch
+
+
 class Loader:
     """Makes batches of features from examples; a batch is a pure function of (examples, seed, epoch).
 
     Args:
         examples: with labels.
+        tokenizer: for the labels of joined examples.
         features: the front end.
         augmentation: applied where an epoch is given.
         seed: of every draw.
         model_frames: emission frames of so many feature frames (so that augmentation never makes an utterance too
             short for its labels).
+        max_seconds: of the longest row of joined examples.
         cache: decoded audio on disk, or None.
     """
 
     def __init__(
         self,
         examples: Sequence[Example],
+        tokenizer: Tokenizer,
         features: LogMel | MFCC,
         augmentation: Augmentation,
         seed: int,
         model_frames: Callable[[int], int],
+        max_seconds: float,
         cache: audio.SampleCache | None,
     ) -> None:
         self.examples = examples
+        self._tokenizer = tokenizer
         self._features = features
         self._augmentation = augmentation
         self._seed = seed
         self._model_frames = model_frames
+        self._max_seconds = max_seconds
         self._cache = cache
 
+    def rows(self, epoch: int) -> list[Row]:
+        """The rows of an epoch, as augmentation joins the examples; without it each example is a row."""
+        speakers = [example.utterance.speaker for example in self.examples]
+        return self._augmentation.rows(speakers, self._seed, epoch, self._fits)
+
+    def seconds(self, row: Row) -> float:
+        """The speech in a row."""
+        return sum(self.examples[index].seconds for index in row)
+
+    def labels(self, row: Row) -> Sequence[int]:
+        """The labels of a row."""
+        if len(row) == 1:
+            return self.examples[row[0]].labels
+        return self._tokenizer.encode(" ".join(self.examples[index].text for index in row if self.examples[index].text))
+
     @torch.no_grad()
-    def batch(self, group: Sequence[int], epoch: int | None = None) -> batches.Batch:
-        """The examples of `group` as a batch, augmented as in `epoch`, or as they are where it is None."""
-        chosen = [self.examples[index] for index in group]
-        ids = [example.utterance.id for example in chosen]
-        waveforms, lengths = batches.pad([self._waveform(example, epoch) for example in chosen])
+    def batch(self, rows: Sequence[Row], epoch: int | None = None) -> batches.Batch:
+        """A batch of rows, augmented as in `epoch`, or as they are where it is None."""
+        ids = ["+".join(self.examples[index].utterance.id for index in row) for row in rows]
+        labels = [self.labels(row) for row in rows]
+        waveforms, lengths = batches.pad(
+            [self._waveform(row, epoch, frames_needed(own)) for row, own in zip(rows, labels, strict=True)]
+        )
         features, lengths = self._features(waveforms, lengths)
         if epoch is not None:
             features = self._augmentation.features(features, lengths, self._seed, epoch, ids)
@@ -174,20 +200,33 @@ class Loader:
             utterances=ids,
             features=features,
             lengths=lengths,
-            targets=torch.tensor([token for example in chosen for token in example.labels], dtype=torch.int64),
-            target_lengths=torch.tensor([len(example.labels) for example in chosen], dtype=torch.int64),
-            seconds=sum(example.seconds for example in chosen),
+            targets=torch.tensor([token for own in labels for token in own], dtype=torch.int64),
+            target_lengths=torch.tensor([len(own) for own in labels], dtype=torch.int64),
+            seconds=sum(self.seconds(row) for row in rows),
         )
 
-    def _waveform(self, example: Example, epoch: int | None) -> np.ndarray:
-        utterance = example.utterance
-        samples = self._read(utterance)
-        if epoch is None:
-            return samples
-        rate = self._features.rate
-        changed = self._augmentation.waveform(samples, rate, self._seed, epoch, utterance.id)
-        frames = self._model_frames(self._features.frames(len(changed)))
-        return changed if frames >= frames_needed(example.labels) else samples
+    def _fits(self, row: Row) -> bool:
+        """Whether examples may be joined: short enough together, and with the frames that their labels need."""
+        seconds = self.seconds(row)
+        return seconds <= self._max_seconds and self._frames(round(seconds * self._features.rate)) >= frames_needed(
+            self.labels(row)
+        )
+
+    def _frames(self, samples: int) -> int:
+        return self._model_frames(self._features.frames(samples))
+
+    def _waveform(self, row: Row, epoch: int | None, needed: int) -> np.ndarray:
+        """The samples of a row; as recorded where augmentation would leave fewer frames than `needed`."""
+        recorded = [self._read(self.examples[index].utterance) for index in row]
+        if epoch is not None:
+            rate = self._features.rate
+            changed = [
+                self._augmentation.waveform(samples, rate, self._seed, epoch, self.examples[index].utterance.id)
+                for samples, index in zip(recorded, row, strict=True)
+            ]
+            if self._frames(sum(map(len, changed))) >= needed:
+                recorded = changed
+        return np.concatenate(recorded)
 
     def _read(self, utterance: Utterance) -> np.ndarray:
         rate = self._features.rate

@@ -3,7 +3,8 @@
     features (batch, frames, size)
       -> `stack` neighbouring frames joined into one
       -> masked convolutions over time, each with its stride, batch-free (layer norm, GELU)
-      -> `layers` bidirectional LSTM layers, each followed by layer norm and dropout
+      -> `layers` bidirectional LSTM layers, each followed by layer norm and dropout (in training, where `context` says
+         so, over random pieces of the utterance, so that nothing is learnt of what lies far away)
       -> linear head, log-softmax: log-probabilities (batch, frames', tokens), token 0 the CTC blank
 
 Lengths travel with the tensor, and whatever lies behind a row's length is zero before any operation that mixes
@@ -35,6 +36,7 @@ class AcousticModel(nn.Module):
         dropout: probability, behind each LSTM layer.
         layer_norm: whether a layer norm follows each LSTM layer.
         channels: width of the convolutions; None without convolutions.
+        context: frames after which, on average, the LSTM's memory is cut in training; 0: never.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class AcousticModel(nn.Module):
         dropout: float,
         layer_norm: bool,
         channels: int | None = None,
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.stack = stack
         self.strides = tuple(convolutions)
+        self.context = context
         size = features * stack
         self.convolutions = nn.ModuleList()
         for stride in convolutions:
@@ -90,11 +94,23 @@ class AcousticModel(nn.Module):
         frames, lengths = _stack(mask(features, lengths), lengths, self.stack)
         for convolution in self.convolutions:
             frames, lengths = convolution(frames, lengths)
+        if self.training and self.context:
+            index, pieces = cut(lengths, self.context)
+            valid = torch.arange(index.shape[1], device=index.device) < pieces[:, None]
+            heard = self._recur(frames.flatten(0, 1)[index], pieces)[valid]
+            frames = heard.new_zeros(*frames.shape[:2], heard.shape[1])
+            frames = frames.flatten(0, 1).index_put((index[valid],), heard).view(frames.shape)
+        else:
+            frames = self._recur(frames, lengths)
+        scores = self.head(frames)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(dim=-1), lengths
+
+    def _recur(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """The LSTM layers over `(batch, frames, size)`."""
         for recurrent, norm in zip(self.recurrent, self.norms, strict=True):
             frames, _ = recurrent(frames, lengths=lengths)
             frames = self.dropout(norm(frames))
-        scores = self.head(frames)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(dim=-1), lengths
+        return frames
 
 
 class MaskedConvolution(nn.Module):
@@ -117,6 +133,30 @@ def mask(frames: Tensor, lengths: Tensor) -> Tensor:
     """`frames (batch, frames, size)` with zeros behind each row's length, whatever stood there."""
     valid = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
     return torch.where(valid[:, :, None], frames, 0)
+
+
+def cut(lengths: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    """Cut rows into pieces of half to one and a half times `context` frames (the first and last shorter), at random.
+
+    Args:
+        lengths: `(batch,)` valid frames of rows `(batch, frames)`, frames = the most of them.
+        context: frames of a piece, on average.
+
+    Returns:
+        For each piece the frames of the flattened batch that it holds, `(pieces, longest)`, and its length,
+        `(pieces,)`; behind it the index repeats its last frame.
+    """
+    longest = int(lengths.max())
+    shortest = max(1, context // 2)
+    steps = torch.randint(shortest, max(shortest, 3 * context // 2) + 1, (len(lengths), longest // shortest + 1))
+    steps[:, 0] = (steps[:, 0] * torch.rand(len(lengths))).long() + 1
+    ends = steps.cumsum(1).clamp(max=lengths.cpu()[:, None])  # past a row's end: pieces of no frames
+    starts = nn.functional.pad(ends, (1, 0))[:, :-1]
+    counts = (ends - starts).flatten()
+    starts = (starts + longest * torch.arange(len(lengths))[:, None]).flatten()[counts > 0]
+    counts = counts[counts > 0]
+    index = starts[:, None] + torch.minimum(torch.arange(int(counts.max())), counts[:, None] - 1)
+    return index.to(lengths.device), counts.to(lengths.device)
 
 
 def _stack(frames: Tensor, lengths: Tensor, stack: int) -> tuple[Tensor, Tensor]:

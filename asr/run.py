@@ -17,6 +17,7 @@ import asr
 from asr import audio, batches, ctc, examples, features, files, optim, text
 from asr.augment import Augmentation
 from asr.batches import Batch
+from asr.card import check_card
 from asr.config import Config
 from asr.errors import InputError
 from asr.model import AcousticModel, device_named
@@ -74,7 +75,7 @@ class Run:
         )
         if not any(example.text for example in dev):
             raise InputError(f"{config.data.dev}: no words in its texts; the dev set has to tell good from bad models")
-        self.tokenizer = text.CharTokenizer.from_texts(example.text for example in train)
+        self.tokenizer = text.units[config.text.units].from_texts(example.text for example in train)
         self.front_end = features.build(**_settings(config.features))
         shape = dict(features=self.front_end.size, tokens=len(self.tokenizer.tokens), **_settings(config.model))
         self.model = AcousticModel(**shape).to(self.device)
@@ -85,6 +86,7 @@ class Run:
             "model": shape,
             "decoder": dataclasses.asdict(config.decoder),
         }
+        check_card(self.card | {"training": {}}, config.data.train)  # before an epoch is spent on what can't be saved
         self.train, self.dev = (
             self._loader(chosen, path) for chosen, path in ((train, config.data.train), (dev, config.data.dev))
         )
@@ -109,12 +111,23 @@ class Run:
             folder = Path(config.data.cache or Path.home() / ".cache" / "asr" / "audio")
             cache = audio.SampleCache(folder, int(config.data.cache_gigabytes * 1e9))
         augmentation = Augmentation(**_settings(config.augment))
-        return examples.Loader(chosen, self.front_end, augmentation, config.seed, self.model.frames, cache)
+        return examples.Loader(
+            chosen,
+            self.tokenizer,
+            self.front_end,
+            augmentation,
+            config.seed,
+            self.model.frames,
+            config.data.max_seconds,
+            cache,
+        )
 
-    def groups(self, epoch: int) -> list[list[int]]:
+    def groups(self, epoch: int) -> list[list[examples.Row]]:
         """The batches of an epoch."""
-        seconds = [example.seconds for example in self.train.examples]
-        return batches.order(seconds, self.config.data.batch_seconds, self.config.seed, epoch)
+        rows = self.train.rows(epoch)
+        seconds = [self.train.seconds(row) for row in rows]
+        groups = batches.order(seconds, self.config.data.batch_seconds, self.config.seed, epoch)
+        return [[rows[number] for number in group] for group in groups]
 
     def losses(
         self, batch: Batch, model: torch.nn.Module | None = None

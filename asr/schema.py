@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from asr.text import normalizers
+from asr.text import normalizers, units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Text:
     """From the manifest's text to the labels (`asr.text`)."""
 
     normalizer: Annotated[str, one_of(*normalizers)]
+    units: Annotated[str, one_of(*units)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Features:
     high: Annotated[float | None, Between(0, 384_000, above=True)]
     convention: Annotated[str, one_of("slaney", "kaldi")]
     normalize: Annotated[str, one_of("utterance", "level", "running", "none")]
+    top_db: Annotated[float | None, Between(1, 200)]
     coefficients: Annotated[int | None, Between(1, 256)]
 
 
@@ -110,6 +112,7 @@ class Augment:
     frequency_width: Annotated[int, Between(0, 256)]
     time_masks: Annotated[int, Between(0, 100)]
     time_share: Annotated[float, Share]
+    join: Annotated[int, Between(1, 100)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,7 @@ class Model:
     layers: Annotated[int, Between(1, 32)]
     dropout: Annotated[float, Between(0, 0.95)]
     layer_norm: bool
+    context: Annotated[int, Count]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -179,5 +179,7 @@ def _feature_faults(features: Features) -> Iterator[str]:
         yield f"features.high={features.high:g} is above half the rate ({half:g} Hz); lower it or set null"
     if features.low >= (features.high or half):
         yield f"features.low={features.low:g} is not below the upper edge, {features.high or half:g} Hz"
+    if features.top_db is not None and features.normalize == "running":
+        yield "features.top_db has no meaning with features.normalize=running, which hears no further; set it to null"
     if features.hop > features.window:
         yield f"features.hop={features.hop:g} is above features.window={features.window:g}; lower it"

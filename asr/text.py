@@ -1,7 +1,8 @@
-"""Text and tokens: named normalisers, and the character tokenizer with CTC blank and word boundary.
+"""Text and tokens: named normalisers, and tokenizers of characters and of words, with the CTC blank and word boundary.
 
 Every text is brought to Unicode NFC with single spaces first, so that the same word is the same characters whatever
-wrote the file. Tokens are texts: token 0 is the blank, `BOUNDARY` stands between words, the others are characters.
+wrote the file. Tokens are texts: token 0 is the blank, the others are characters with `BOUNDARY` between words, or
+whole words with `BOUNDARY` in front.
 """
 
 import unicodedata
@@ -42,7 +43,7 @@ def normalizer(name: str) -> Callable[[str], str]:
 
 
 def join(tokens: Sequence[str]) -> str:
-    """The text of a token sequence (no blanks in it): characters joined, boundaries as single spaces."""
+    """The text of a token sequence (no blanks in it): tokens joined, boundaries as single spaces."""
     return " ".join("".join(tokens).replace(BOUNDARY, " ").split())
 
 
@@ -57,12 +58,10 @@ class CharTokenizer:
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        if not tokens or tokens[0] != BLANK:
-            raise InputError(f"the token list starts with {tokens[:1]}, not with {BLANK!r}", status=2)
+        _check(tokens)
         wrong = [token for token in tokens[1:] if len(token) != 1 or token.isspace()]
-        if wrong or len(set(tokens)) != len(tokens):
-            problem = f"{wrong[0]!r} is not one visible character" if wrong else "a token stands twice"
-            raise InputError(f"the token list is wrong: {problem}", status=2)
+        if wrong:
+            raise InputError(f"the token list is wrong: {wrong[0]!r} is not one visible character", status=2)
         self.tokens = list(tokens)
         self._ids = {token: number for number, token in enumerate(tokens)}
 
@@ -70,8 +69,7 @@ class CharTokenizer:
     def from_texts(cls, texts: Iterable[str]) -> "CharTokenizer":
         """The tokenizer of all characters that occur in normalised `texts`, in code point order."""
         characters = {character for text in texts for character in text} - {" "}
-        if BOUNDARY in characters:
-            raise InputError(f"a text holds {BOUNDARY!r}, which is the word boundary's own sign; remove it")
+        _refuse_boundary(characters)
         return cls([BLANK, BOUNDARY, *sorted(characters)])
 
     def encode(self, text: str) -> list[int]:
@@ -91,3 +89,56 @@ class CharTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token numbers (blanks left out)."""
         return join([self.tokens[number] for number in ids if number])
+
+
+class WordTokenizer:
+    """Whole words as tokens, for a closed list of them (digits, commands): nothing else can be heard.
+
+    Args:
+        tokens: blank first, then the words, each once and with the boundary in front: ``|yes``.
+
+    Raises:
+        InputError: the list does not start with the blank, or holds a token twice or one that is no word.
+    """
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        _check(tokens)
+        wrong = [token for token in tokens[1:] if token[:1] != BOUNDARY or token[1:].split() != [token[1:]]]
+        if wrong:
+            raise InputError(f"the token list is wrong: {wrong[0]!r} is not a word behind {BOUNDARY!r}", status=2)
+        self.tokens = list(tokens)
+        self._ids = {token[1:]: number for number, token in enumerate(tokens) if number}
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> "WordTokenizer":
+        """The tokenizer of all words that occur in normalised `texts`, in code point order."""
+        words = {word for text in texts for word in text.split()}
+        _refuse_boundary({character for word in words for character in word})
+        return cls([BLANK, *(BOUNDARY + word for word in sorted(words))])
+
+    def encode(self, text: str) -> list[int]:
+        """Token numbers of a normalised text. Raises InputError naming a word that is not among the tokens."""
+        try:
+            return [self._ids[word] for word in text.split()]
+        except KeyError as error:
+            raise InputError(f"word {error.args[0]!r} is not among the {len(self._ids)} words") from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token numbers (blanks left out)."""
+        return join([self.tokens[number] for number in ids if number])
+
+
+Tokenizer = CharTokenizer | WordTokenizer
+units: dict[str, type[CharTokenizer] | type[WordTokenizer]] = {"characters": CharTokenizer, "words": WordTokenizer}
+
+
+def _check(tokens: Sequence[str]) -> None:
+    if not tokens or tokens[0] != BLANK:
+        raise InputError(f"the token list starts with {tokens[:1]}, not with {BLANK!r}", status=2)
+    if len(set(tokens)) != len(tokens):
+        raise InputError("the token list is wrong: a token stands twice", status=2)
+
+
+def _refuse_boundary(characters: set[str]) -> None:
+    if BOUNDARY in characters:
+        raise InputError(f"a text holds {BOUNDARY!r}, which is the word boundary's own sign; remove it")

@@ -91,7 +91,7 @@ def train_epoch(
     config, model = run.config, run.model
     groups = run.groups(position.epoch)
     accumulate = config.training.accumulate
-    labels = [sum(len(run.train.examples[index].labels) for index in group) for group in groups]
+    labels = [sum(len(run.train.labels(row)) for row in group) for group in groups]
     saved = waited = time.monotonic()
     model.train()
     todo = groups[position.batch :]
@@ -171,9 +171,10 @@ def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, flo
     run.averaged.eval()
     dev = run.dev
     groups = batches.by_length([example.seconds for example in dev.examples], run.config.data.batch_seconds)
+    make = lambda group: dev.batch([(index,) for index in group])  # noqa: E731
     hypotheses: dict[int, str] = {}
     total = 0.0
-    with torch.no_grad(), contextlib.closing(batches.prefetch(dev.batch, groups)) as ready:
+    with torch.no_grad(), contextlib.closing(batches.prefetch(make, groups)) as ready:
         for group, batch in zip(groups, ready, strict=True):
             losses, log_probs, lengths = run.losses(batch.to(run.device), run.averaged)
             total += float(losses.sum())

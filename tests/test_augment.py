@@ -126,6 +126,28 @@ def test_an_utterance_becomes_the_same_in_any_company_and_order():
     assert not torch.equal(STRONG.features(features, lengths, 6, 2, ["a", "b", "c"]), together)
 
 
+@given(
+    st.lists(st.sampled_from(["ann", "bob", None]), max_size=30),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.integers(1, 6),
+)
+def test_joined_utterances_are_each_there_once_of_one_speaker_and_no_more_than_may_be(speakers, join, epoch, most):
+    rows = Augmentation(join=join).rows(speakers, 1, epoch, lambda row: len(row) <= most)
+    assert sorted(number for row in rows for number in row) == list(range(len(speakers)))
+    assert all(len({speakers[number] for number in row}) == 1 for row in rows)
+    assert all(1 <= len(row) <= min(join, most) for row in rows)
+    assert rows == Augmentation(join=join).rows(speakers, 1, epoch, lambda row: len(row) <= most)
+
+
+def test_utterances_are_joined_anew_in_every_epoch_in_all_sizes_alike():
+    epochs = [Augmentation(join=3).rows(["ann"] * 3000, 1, epoch, lambda row: True) for epoch in (0, 1)]
+    assert epochs[0] != epochs[1]
+    sizes = np.bincount([len(row) for row in epochs[0]])[1:]
+    assert len(sizes) == 3
+    assert abs(sizes / sizes.sum() - 1 / 3).max() < 0.05
+
+
 def runs(hidden: np.ndarray) -> list[int]:
     """Lengths of the stretches of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], hidden, [False]]).astype(int)))
@@ -199,6 +221,7 @@ def test_values_are_frozen():
         ({"frequency_masks": True}, r"augment\.frequency_masks=True: choose a whole number"),
         ({"frequency_width": 257}, r"augment\.frequency_width=257: choose a whole number from 0 to 256"),
         ({"time_masks": 101}, r"augment\.time_masks=101: choose a whole number from 0 to 100"),
+        ({"join": 0}, r"augment\.join=0: choose a whole number from 1 to 100"),
         ({"time_share": 1.5}, r"augment\.time_share=1\.5: choose a number from 0 to 1"),
         ({"time_masks": 2}, r"augment\.time_masks=2: has no effect while augment\.time_share is 0"),
         ({"time_share": 0.1}, r"augment\.time_share=0\.1: has no effect while augment\.time_masks is 0"),

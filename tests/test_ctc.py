@@ -66,6 +66,14 @@ def test_greedy_is_the_best_path_collapsed_with_its_times():
     assert heard.score == pytest.approx(10 * log_probs.max().item())
 
 
+def test_a_boundary_in_front_of_a_token_begins_a_word_too():
+    path = [1, 0, 2, 2, 3, 0, 1]
+    log_probs = torch.full((1, 7, 4), -5.0).scatter(2, torch.tensor(path)[None, :, None], 2.0).log_softmax(2)
+    [heard] = ctc.greedy(log_probs, torch.tensor([7]), ["<blank>", "|si", "|se", "ven"])
+    assert heard.text == "si seven si"
+    assert [(word.word, word.start, word.end) for word in heard.words] == [("si", 0, 1), ("seven", 2, 5), ("si", 6, 7)]
+
+
 def test_greedys_acoustic_score_is_the_exact_sum_over_alignments():
     log_probs = emissions(3, 5, 3)
     for row, heard in zip(log_probs, ctc.greedy(log_probs, torch.tensor([5, 5, 5])), strict=True):

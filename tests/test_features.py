@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.compliance import kaldi
 
-from asr.features import MFCC, NORMALIZATIONS, PRIOR_FRAMES, PRIOR_VARIANCE, LogMel, build
+from asr import batches
+from asr.features import CONVENTIONS, MFCC, NORMALIZATIONS, PRIOR_FRAMES, PRIOR_VARIANCE, LogMel, build
 from asr.features.normalization import normalized
 
 FIXTURES = sorted((Path(__file__).parent / "data" / "fsdd").glob("*.flac"))
@@ -289,6 +290,30 @@ def test_digital_silence_lies_at_the_floor():
     assert (alone(LogMel(normalize="none"), silence) == np.float32(math.log(1e-10))).all()
     floor = np.float32(math.log(np.finfo(np.float32).eps))
     assert (alone(LogMel(normalize="none", convention="kaldi"), silence) == floor).all()
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_the_floor_below_the_loudest_is_librosas(convention):
+    samples = np.concatenate([np.zeros(4000, np.float32), chirp()])
+    powers = np.exp(alone(LogMel(convention=convention, normalize="none"), samples))
+    decibels = librosa.power_to_db(powers, amin=1e-30, top_db=40.0)
+    ours = alone(LogMel(convention=convention, normalize="none", top_db=40.0), samples)
+    np.testing.assert_allclose(ours * 10 / math.log(10), decibels, atol=1e-3)
+    assert (ours == ours.min()).sum() > 1000  # the silence
+
+
+@pytest.mark.parametrize(("kind", "convention"), KINDS)
+def test_with_a_floor_a_padded_batch_gives_each_files_own_features_and_a_muted_start_those_of_a_quiet_one(
+    kind, convention
+):
+    module = build(kind, mels=32, convention=convention, top_db=40.0)
+    muted = np.concatenate([np.zeros(4000, np.float32), chirp()])
+    quiet = np.concatenate([1e-6 * np.random.default_rng(1).standard_normal(4000, np.float32), chirp()])
+    features, frames = module(*batches.pad([muted, quiet, muted[:5000]]))
+    torch.testing.assert_close(features[0], features[1], rtol=0, atol=0.02)
+    own = alone(module, muted[:5000])
+    np.testing.assert_allclose(features[2, : frames[2]], own, atol=1e-4)
+    assert not features[2, frames[2] :].any()
 
 
 @pytest.mark.parametrize(("kind", "convention"), KINDS)

@@ -46,6 +46,9 @@ from asr.features import LogMel, build
             {"kind": "mfcc", "normalize": "batch"},
             r"features\.normalize=batch: choose one of utterance, level, running, none",
         ),
+        ({"top_db": 0.5}, r"features\.top_db=0\.5: choose a number from 1 to 200"),
+        ({"top_db": 50.0, "normalize": "running"}, r"features\.top_db=50\.0: normalize=running"),
+        ({"kind": "mfcc", "top_db": 50.0, "normalize": "running"}, r"features\.top_db=50\.0: normalize=running"),
         ({"kind": "mfcc", "coefficients": 81}, r"features\.coefficients=81: .* 1 to 80"),
         ({"kind": "mfcc", "coefficients": 0}, r"features\.coefficients=0: .* 1 to 80"),
         (

@@ -1,15 +1,17 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asr.errors import InputError
-from asr.model import AcousticModel, device_named, mask
+from asr.model import AcousticModel, cut, device_named, mask
 
 SHAPES = [
     dict(stack=1, convolutions=[]),
     dict(stack=2, convolutions=[]),
     dict(stack=1, convolutions=[1, 2], channels=16),
     dict(stack=2, convolutions=[2], channels=16),
-]
+]  # the context is tested apart: it draws
 
 
 def build(**shape):
@@ -48,6 +50,47 @@ def test_every_parameter_gets_a_gradient():
     log_probs, _ = model(torch.randn(2, 20, 6), torch.tensor([20, 13]))
     log_probs[:, :, 1].sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 30), st.integers(0, 2**31))
+def test_pieces_hold_every_frame_once_in_order_and_keep_their_lengths(lengths, context, seed):
+    torch.manual_seed(seed)
+    index, counts = cut(torch.tensor(lengths), context)
+    held = [frame for piece, count in zip(index.tolist(), counts.tolist(), strict=True) for frame in piece[:count]]
+    assert held == [row * max(lengths) + frame for row, length in enumerate(lengths) for frame in range(length)]
+    assert counts.min() >= 1 and counts.max() <= max(1, context // 2, 3 * context // 2)
+    assert all(len(set(piece[count - 1 :])) == 1 for piece, count in zip(index.tolist(), counts.tolist(), strict=True))
+
+
+def test_cuts_fall_everywhere_and_pieces_have_the_length_asked_for():
+    torch.manual_seed(0)
+    index, counts = cut(torch.full((400,), 100), 10)
+    cuts = torch.bincount(index[:, 0] % 100, minlength=100)[1:]
+    assert cuts.min() > 20 and cuts.max() < 65  # 40 on average
+    assert float(counts.float().mean()) == pytest.approx(10, rel=0.1)
+
+
+def test_a_context_acts_in_training_only_and_ends_what_the_lstm_knows():
+    model = build(stack=1, convolutions=[], context=5)
+    whole = build(stack=1, convolutions=[])
+    whole.load_state_dict(model.state_dict())
+    features, lengths = torch.randn(2, 40, 6), torch.tensor([40, 31])
+    assert torch.equal(model(features, lengths)[0], whole(features, lengths)[0])
+    model.train().dropout.p = 0.0
+    changed = features.clone()
+    changed[:, 20] += 1.0
+    seen = []
+    for one in (features, changed):
+        torch.manual_seed(1)
+        seen.append(model(one, lengths)[0])
+    differs = (seen[0] != seen[1]).any(2)[0].nonzero().flatten()
+    assert differs.min() >= 13 and differs.max() <= 27 and 20 in differs
+
+
+def test_a_context_longer_than_the_utterances_cuts_them_at_most_once():
+    torch.manual_seed(0)
+    _, counts = cut(torch.tensor([30, 20]), 1000)
+    assert len(counts) <= 4 and counts.sum() == 50
 
 
 def test_the_mask_zeroes_what_lies_behind_a_length():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.errors import InputError
-from asr.text import BLANK, BOUNDARY, CharTokenizer, join, normalizer, normalizers
+from asr.text import BLANK, BOUNDARY, CharTokenizer, WordTokenizer, join, normalizer, normalizers, units
 
 WORDS = st.lists(st.text(st.characters(exclude_categories=["Z", "C", "M"], exclude_characters="|"), min_size=1))
 
@@ -39,10 +39,10 @@ def test_an_unknown_normaliser_is_named_with_the_known_ones():
     assert caught.value.status == 2
 
 
-@given(st.lists(WORDS, min_size=1))
-def test_decoding_gives_back_what_was_encoded(texts):
+@given(st.lists(WORDS, min_size=1), st.sampled_from(sorted(units)))
+def test_decoding_gives_back_what_was_encoded(texts, unit):
     sentences = [normalizers["none"](" ".join(words)) for words in texts]
-    tokenizer = CharTokenizer.from_texts(sentences)
+    tokenizer = units[unit].from_texts(sentences)
     for sentence in sentences:
         assert tokenizer.decode(tokenizer.encode(sentence)) == sentence
 
@@ -52,6 +52,21 @@ def test_tokens_are_blank_boundary_and_the_characters_in_order():
     assert tokenizer.tokens == [BLANK, BOUNDARY, "e", "n", "o", "t", "w"]
     assert tokenizer.encode("one two") == [4, 3, 2, 1, 5, 6, 4]
     assert tokenizer.decode([0, 4, 3, 0, 2, 1, 1, 5, 6, 4, 1]) == "one two"
+
+
+def test_words_as_tokens_are_the_blank_and_the_words_in_order():
+    tokenizer = WordTokenizer.from_texts(["two one", "ten two"])
+    assert tokenizer.tokens == [BLANK, "|one", "|ten", "|two"]
+    assert tokenizer.encode("two ten") == [3, 2]
+    assert tokenizer.decode([0, 3, 0, 2]) == "two ten"
+    with pytest.raises(InputError, match=r"word 'six' is not among the 3 words"):
+        tokenizer.encode("one six")
+
+
+@pytest.mark.parametrize("tokens", [["|a"], [BLANK, "a"], [BLANK, "|"], [BLANK, "|a b"], [BLANK, "|a", "|a"]])
+def test_a_list_of_words_that_is_wrong_is_refused(tokens):
+    with pytest.raises(InputError, match="the token list"):
+        WordTokenizer(tokens)
 
 
 def test_join_gives_single_spaces_and_none_at_the_ends():
@@ -78,6 +93,7 @@ def test_an_unknown_character_is_named():
         CharTokenizer([BLANK, "|", "a", "b"]).encode("a é")
 
 
-def test_the_boundary_sign_in_a_text_is_an_error():
+@pytest.mark.parametrize("unit", sorted(units))
+def test_the_boundary_sign_in_a_text_is_an_error(unit):
     with pytest.raises(InputError, match="which is the word boundary's own sign"):
-        CharTokenizer.from_texts(["a|b"])
+        units[unit].from_texts(["a|b"])

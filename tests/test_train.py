@@ -77,7 +77,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(corpus, tmp_pa
     parts = run.Run(chosen, lambda line: None)
     parts.model.double()
     groups = parts.groups(0)[:3]
-    labels = sum(len(parts.train.examples[index].labels) for group in groups for index in group)
+    labels = sum(len(parts.train.examples[index].labels) for group in groups for (index,) in group)
 
     def gradients(batches_of):
         parts.optimizer.zero_grad()
@@ -215,18 +215,69 @@ def test_augmentation_never_makes_an_utterance_too_short_for_its_labels(corpus, 
     short = min(parts.train.examples, key=lambda e: e.seconds)
     labels = (3, 4) * (parts.model.frames(parts.front_end.frames(round(short.seconds * tones.RATE))) // 2)
     parts.train.examples = [dataclasses.replace(short, labels=labels)]
-    batch = parts.train.batch([0], epoch=0)
+    batch = parts.train.batch([(0,)], epoch=0)
     assert parts.model.frames(int(batch.lengths[0])) >= len(labels)
 
 
 def test_a_batch_is_the_same_function_of_seed_and_epoch_whatever_its_company(corpus, tmp_path):
     parts = run.Run(settings(corpus, tmp_path), lambda line: None)
-    alone = parts.train.batch([5], epoch=3)
-    together = parts.train.batch([1, 5, 9], epoch=3)
+    alone = parts.train.batch([(5,)], epoch=3)
+    together = parts.train.batch([(1,), (5,), (9,)], epoch=3)
     length = int(alone.lengths[0])
     assert together.lengths[1] == length
     np.testing.assert_allclose(together.features[1, :length], alone.features[0], atol=1e-5)
-    assert not torch.equal(alone.features, parts.train.batch([5], epoch=4).features[:, :length])
+    assert not torch.equal(alone.features, parts.train.batch([(5,)], epoch=4).features[:, :length])
+
+
+@pytest.mark.parametrize("unit", ["characters", "words"])
+def test_joined_utterances_are_their_samples_and_words_one_behind_the_other(tmp_path, unit):
+    corpus = tones.write_corpus(tmp_path / "words", vocabulary=("a", "bc", "cab"))
+    chosen = settings(
+        corpus, tmp_path, "augment=none", "augment.join=3", f"text.units={unit}", "features.normalize=none"
+    )
+    parts = run.Run(chosen, lambda line: None)
+    rows = [row for group in parts.groups(0) for row in group]
+    assert sorted(number for row in rows for number in row) == list(range(len(parts.train.examples)))
+    row = next(row for row in rows if len(row) == 3)
+    batch = parts.train.batch([row], epoch=0)
+    examples_of_it = [parts.train.examples[number] for number in row]
+    assert parts.tokenizer.decode(batch.targets.tolist()) == " ".join(example.text for example in examples_of_it)
+    assert batch.seconds == pytest.approx(sum(example.seconds for example in examples_of_it))
+    first = parts.train.batch([row[:1]], epoch=0)
+    same = int(first.lengths[0]) - 3  # frames that look beyond the first utterance's end aside
+    torch.testing.assert_close(batch.features[0, :same], first.features[0, :same])
+
+
+def test_utterances_are_not_joined_beyond_the_longest_allowed(corpus, tmp_path):
+    chosen = settings(corpus, tmp_path, "augment.join=100", "data.max_seconds=3.0")
+    parts = run.Run(chosen, lambda line: None)
+    seconds = [parts.train.seconds(row) for group in parts.groups(0) for row in group]
+    assert 2.0 < max(seconds) <= 3.0
+
+
+def test_words_as_units_are_learnt_and_heard(tmp_path):
+    corpus = tones.write_corpus(tmp_path / "words", vocabulary=("a", "bc", "cab"))
+    chosen = settings(corpus, tmp_path, "text.units=words", "augment=none", "model.dropout=0.0", epochs=20)
+    result, _ = run_training(chosen)
+    recognizer = load(result.model)
+    assert recognizer.tokens == ["<blank>", "|a", "|bc", "|cab"]
+    assert result.dev["rate"] <= 0.1
+    heard = recognizer.transcribe(manifest.read(corpus / "dev.jsonl")[0])
+    assert [word.word for segment in heard.segments for word in segment.words] == heard.text.split()
+
+
+def test_a_word_that_training_did_not_hear_is_named(tmp_path):
+    corpus = tones.write_corpus(tmp_path / "words", vocabulary=("a", "bc", "cab"))
+    line = json.loads((corpus / "dev.jsonl").read_text().splitlines()[0])
+    (corpus / "dev.jsonl").write_text(json.dumps(line | {"text": "a bb"}) + "\n")
+    with pytest.raises(InputError, match=r"line 1: utterance '.*': word 'bb' is not among the 3 words"):
+        run.Run(settings(corpus, tmp_path, "text.units=words"), lambda line: None)
+
+
+def test_a_token_that_no_model_file_holds_is_an_error_before_training(tmp_path):
+    corpus = tones.write_corpus(tmp_path / "words", vocabulary=("a", "b" * 101))
+    with pytest.raises(InputError, match=r"train.jsonl: card: token .* is no text of 1 to 100"):
+        run.Run(settings(corpus, tmp_path, "text.units=words"), lambda line: None)
 
 
 def test_recordings_upsampled_from_a_telephone_are_told_before_training(corpus, tmp_path):

@@ -50,14 +50,15 @@ def waveform(text: str, draw: np.random.Generator) -> np.ndarray:
     return (samples + 0.003 * draw.standard_normal(len(samples))).astype(np.float32)
 
 
-def write_corpus(folder: Path, train: int = 40, dev: int = 8, seed: int = 0) -> Path:
+def write_corpus(folder: Path, train: int = 40, dev: int = 8, seed: int = 0, vocabulary: tuple[str, ...] = ()) -> Path:
     """Write FLAC files and manifests train.jsonl, dev.jsonl; returns the folder."""
     draw = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", train), ("dev", dev)):
         utterances = []
         for number in range(count):
-            words = ["".join(draw.choice(list(HERTZ), draw.integers(1, 4))) for _ in range(draw.integers(1, 4))]
+            letters = lambda: "".join(draw.choice(list(HERTZ), draw.integers(1, 4)))  # noqa: E731
+            words = [draw.choice(vocabulary) if vocabulary else letters() for _ in range(draw.integers(1, 4))]
             samples = waveform(" ".join(words), draw)
             name = f"{split}{number}.flac"
             soundfile.write(folder / name, samples, RATE, subtype="PCM_16")

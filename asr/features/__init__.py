@@ -26,6 +26,9 @@ behind a row's own are 0. Statistics of `normalize` are taken over a row's own f
   frames with this mean and the variance of speech (`PRIOR_VARIANCE`) had gone before. Frame 0 is always 0.
 - ``none``.
 
+Before that, `top_db` (librosa's name) bounds the range: what lies further below the loudest energy of the file is
+raised to the bound. A file that begins in digital silence is then normalised as one that begins in a quiet room.
+
 Modules follow from settings alone: a state_dict has no entry of theirs, a model file carries the settings.
 """
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from asr.errors import InputError
 from asr.features.checks import choice, number, whole_number
 from asr.features.filters import checked_filters, groups, mel_filters, taper
-from asr.features.normalization import NORMALIZATIONS, PRIOR_VARIANCE, is_full, normalized
+from asr.features.normalization import PRIOR_VARIANCE, check, floored, is_full, normalized
 
 CONVENTIONS = ("slaney", "kaldi")
 
@@ -33,6 +33,7 @@ class LogMel(nn.Module):
         high: upper edge of the highest band in Hz, above `low`; None is half the rate, which is the most.
         convention: ``slaney`` or ``kaldi``.
         normalize: ``utterance``, ``level``, ``running`` or ``none``.
+        top_db: energies more than so many decibels below the file's loudest are raised to that, 1 to 200; None: not.
 
     Attributes: `rate` (Hz), `hop` (seconds between frames, exactly), `size` (features a frame).
 
@@ -54,10 +55,11 @@ class LogMel(nn.Module):
         high: float | None = None,
         convention: str = "slaney",
         normalize: str = "utterance",
+        top_db: float | None = None,
     ) -> None:
         super().__init__()
         choice("convention", convention, CONVENTIONS)
-        choice("normalize", normalize, NORMALIZATIONS)
+        check(normalize, top_db)
         whole_number("rate", rate, 1000, 768_000)
         least_mels = 4 if convention == "kaldi" else 1  # torchaudio's rule
         whole_number("mels", mels, least_mels, 256)
@@ -68,10 +70,13 @@ class LogMel(nn.Module):
         number("high", high, low, rate / 2)
         if not low < high:
             raise InputError(f"features.high={high}: must be above features.low={low}", status=2)
+        if top_db is not None:
+            number("top_db", top_db, 1, 200)
         self.rate = rate
         self.size = mels
         self.convention = convention
         self.normalize = normalize
+        self.top_db = top_db
         self._window = _samples(window, rate)
         self._hop = _samples(hop, rate)
         self.hop = self._hop / rate
@@ -138,7 +143,10 @@ class LogMel(nn.Module):
         step = max(1, _BLOCK // len(waveforms)) if waveforms.device.type == "cpu" else total
         for start in range(0, total, step):
             features[:, start : start + step] = self._energies(framed[:, start : start + step])
-        features.copy_(normalized(features, self.frames(lengths), self.normalize, PRIOR_VARIANCE["log-mel"]))
+        own = self.frames(lengths)
+        if self.top_db is not None:
+            features.copy_(floored(features, own, self.top_db))
+        features.copy_(normalized(features, own, self.normalize, PRIOR_VARIANCE["log-mel"]))
 
     def _energies(self, framed: Tensor) -> Tensor:
         """Log-mel energies `(batch, frames, mels)` of `(batch, frames, width)` samples.

@@ -7,9 +7,9 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from asr.features.checks import choice, whole_number
+from asr.features.checks import whole_number
 from asr.features.log_mel import LogMel
-from asr.features.normalization import NORMALIZATIONS, PRIOR_VARIANCE, normalized
+from asr.features.normalization import PRIOR_VARIANCE, check, normalized
 
 _LIFTER = 22
 
@@ -35,7 +35,7 @@ class MFCC(nn.Module):
 
     def __init__(self, *, coefficients: int = 13, normalize: str = "utterance", **settings: Any) -> None:
         super().__init__()
-        choice("normalize", normalize, NORMALIZATIONS)
+        check(normalize, settings.get("top_db"))
         self.log_mel = LogMel(**settings, normalize="none")
         mels = self.log_mel.size
         whole_number("coefficients", coefficients, 1, mels)

@@ -1,7 +1,12 @@
-"""Normalisation over time, of an utterance as a whole or of what has been heard of it. See `asr.features`."""
+"""Floor and normalisation over time, of an utterance as a whole or of what has been heard of it. See `asr.features`."""
+
+import math
 
 import torch
 from torch import Tensor
+
+from asr.errors import InputError
+from asr.features.checks import choice
 
 NORMALIZATIONS = ("utterance", "level", "running", "none")
 PRIOR_FRAMES = 20
@@ -12,6 +17,15 @@ PRIOR_VARIANCE = {
 }  # measured on an4 and fsdd, all features
 
 _SMALLEST_VARIANCE = 1e-5
+
+
+def check(how: str, top_db: float | None) -> None:
+    """Refuse, with an InputError of status 2, an unknown normalisation, and a floor that it can't have."""
+    choice("normalize", how, NORMALIZATIONS)
+    if how == "running" and top_db is not None:
+        raise InputError(
+            f"features.top_db={top_db}: normalize=running can't know the file's loudest; set null", status=2
+        )
 
 
 def normalized(features: Tensor, frames: Tensor, how: str, prior: float) -> Tensor:
@@ -36,12 +50,18 @@ def normalized(features: Tensor, frames: Tensor, how: str, prior: float) -> Tens
     return deviation * (variance + _SMALLEST_VARIANCE).rsqrt()
 
 
-def _own(features: Tensor, frames: Tensor) -> Tensor:
-    """`features` with 0 behind each row's own `frames`."""
+def floored(features: Tensor, frames: Tensor, top_db: float) -> Tensor:
+    """Log-energies `(batch, frames, bands)`, none more than `top_db` decibels below its row's loudest."""
+    loudest = _own(features, frames, -math.inf).amax((1, 2), keepdim=True)
+    return features.maximum(loudest - top_db * math.log(10) / 10)
+
+
+def _own(features: Tensor, frames: Tensor, beyond_them: float = 0.0) -> Tensor:
+    """`features` with 0 (or another value) behind each row's own `frames`."""
     if is_full(frames, features.shape[1]):
         return features
     beyond = torch.arange(features.shape[1], device=features.device) >= frames[:, None]
-    return features.masked_fill(beyond[:, :, None], 0.0)
+    return features.masked_fill(beyond[:, :, None], beyond_them)
 
 
 def is_full(lengths: Tensor, most: int) -> bool:

@@ -16,7 +16,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,6 @@ def measure(recipe: str, name: str, overrides: list[str]) -> dict[str, Any]:
     asr = [sys.executable, "-m", "asr.cli"]
     folder = Path("runs") / recipe / name
     command = [*asr, "train", f"recipe={recipe}", f"name={name}", *overrides]
-    begun = time.monotonic()
     if not (folder / "result.json").exists():
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     settings = json.loads(subprocess.check_output([*asr, "info", "--json", str(folder / "model.safetensors")]))
@@ -80,11 +78,17 @@ def measure(recipe: str, name: str, overrides: list[str]) -> dict[str, Any]:
     return {
         "train": "asr " + shlex.join(command[3:]),
         "evaluate": "asr " + shlex.join(evaluate[3:]),
-        "minutes": round((time.monotonic() - begun) / 60, 1),
+        "minutes": round(training_seconds(folder) / 60, 1),
         "parameters": settings["training"]["parameters"],
         "result": json.loads((folder / "result.json").read_text())["dev"],
         "evaluation": evaluation,
     }
+
+
+def training_seconds(folder: Path) -> float:
+    """How long the epochs of a run took, dev sets included, however often it was stopped."""
+    timings = [json.loads(line)["timing"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return sum(one["training_seconds"] + one["waiting_seconds"] + one["dev_seconds"] for one in timings)
 
 
 def hardware() -> str:
