@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--leave-out", type=Path, metavar="CORPUS", help="folder with without_SPEAKER/ manifests")
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     runs: list[dict[str, Any]] = []
     for name, overrides in jobs(options):
         runs.append(measure(options.recipe, name, [*overrides, *options.overrides]))
