@@ -6,6 +6,7 @@ from pathlib import Path
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+import yaml
 
 from asr import config, recipe
 from asr.errors import InputError
@@ -143,12 +144,13 @@ def test_a_recipe_of_ones_own_says_what_differs(written):
     assert (loaded.model.convolutions, loaded.model.channels, loaded.optim.lr) == ([2], 16, 0.5)
 
 
-def test_a_run_is_repeated_with_other_values_and_variants(written, fsdd):
-    path = written(config.to_yaml(fsdd))
-    assert config.load(path, ["seed=5"]) == dataclasses.replace(fsdd, seed=5)
-    blstm = config.load("fsdd", ["model=blstm", "model.channels=9"])
-    assert config.load(path, ["model=blstm", "model.channels=9"]) == blstm
-    assert config.load(path, ["model=blstm", "model.channels=9", "model.hidden=5"]).model.hidden == 5
+def test_a_run_is_repeated_with_other_values_and_variants(written):
+    an4 = config.load("an4", [])
+    path = written(config.to_yaml(an4))
+    assert config.load(path, ["seed=5"]) == dataclasses.replace(an4, seed=5)
+    light = config.load("an4", ["augment=light"])
+    assert config.load(path, ["augment=light"]) == light != an4
+    assert config.load(path, ["augment=light", "augment.join=5"]).augment.join == 5
 
 
 def test_files_beside_a_recipe_are_not_read(written, tmp_path):
