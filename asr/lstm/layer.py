@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from asr.lstm import paths, reference
-from asr.lstm.reference import State, Weights, in_length_reversal, reordered
+from asr.lstm.reference import State, Weights, in_length_reversal
 from asr.lstm.scan import lstm_scan
 from asr.lstm.staircase import Plan, plan
 
@@ -222,32 +222,34 @@ class LSTM(nn.RNNBase):
     ) -> tuple[Tensor, State]:
         """All layers and directions, one after the other, over rows of their own lengths."""
         total = frames.shape[0]
-        planned = plan(lengths.to(frames.device).clamp(0, total), total, look)
-        if planned.order is not None:
-            frames = frames.index_select(1, planned.order)
-            hx = hx[0].index_select(1, planned.order), hx[1].index_select(1, planned.order)
-        frames = frames[: planned.end]
-        valid = (torch.arange(planned.end, device=frames.device)[:, None] < planned.lengths)[:, :, None]
-        reversal = in_length_reversal(planned.lengths, planned.end)
+        lengths = lengths.to(frames.device).clamp(0, total)
+        planned = plan(lengths, total, look)
+        inverse = None if planned.order is None else torch.argsort(planned.order)
+        valid = (torch.arange(planned.end, device=frames.device)[:, None] < lengths)[:, :, None]
+        there = [_places(planned.lengths, planned.order, planned.end, reverse) for reverse in (False, True)]
+        back = [_places(lengths, inverse, planned.end, reverse) for reverse in (False, True)]
         last: list[State] = []
+        frames = frames[: planned.end]
         for layer in range(self.num_layers):
-            frames = torch.where(valid, frames, 0)
+            if planned.frozen:
+                frames = torch.where(valid, frames, 0)
+                if run is _steps:
+                    frames = torch.cat([frames, (~valid).to(frames.dtype)], dim=2)
             outputs = []
             for direction in range(1 + self.bidirectional):
-                number = len(last)
-                one_way = reordered(frames, reversal) if direction else frames
-                output, state = run(one_way, planned, (hx[0][number], hx[1][number]), self._weights(number))
-                outputs.append(reordered(output, reversal) if direction else output)
-                last.append(state)
+                number = layer * (1 + self.bidirectional) + direction
+                state = _rows(hx[0][number], planned.order), _rows(hx[1][number], planned.order)
+                output, state = run(_placed(frames, there[direction]), planned, state, self._weights(number))
+                outputs.append(_placed(output, back[direction]))
+                last.append((_rows(state[0], inverse), _rows(state[1], inverse)))
             frames = torch.cat(outputs, dim=2)
             if layer < self.num_layers - 1:
                 frames = nn.functional.dropout(frames, self.dropout, self.training)
-        frames = nn.functional.pad(torch.where(valid, frames, 0), (0, 0, 0, 0, 0, total - planned.end))
-        h, c = torch.stack([h for h, _ in last]), torch.stack([c for _, c in last])
-        if planned.order is not None:
-            inverse = torch.argsort(planned.order)
-            frames, h, c = (one.index_select(1, inverse) for one in (frames, h, c))
-        return frames, (h, c)
+        if planned.frozen:
+            frames = torch.where(valid, frames, 0)
+        if planned.end < total:
+            frames = nn.functional.pad(frames, (0, 0, 0, 0, 0, total - planned.end))
+        return frames, (torch.stack([h for h, _ in last]), torch.stack([c for _, c in last]))
 
     def _weights(self, number: int) -> Weights:
         """The weights of a layer's direction, in the order of the states; the recurrent ones dropped in training."""
@@ -267,6 +269,33 @@ class LSTM(nn.RNNBase):
         return reference.scan(frames, planned.lengths, state, weights, keep)
 
 
+def _rows(state: Tensor, order: Tensor | None) -> Tensor:
+    """A state `(batch, hidden)` with its rows in `order`; None: as they are."""
+    return state if order is None else state.index_select(0, order)
+
+
+def _places(lengths: Tensor, order: Tensor | None, frames: int, reverse: bool) -> Tensor | None:
+    """Where each frame of each row is in a flattened batch whose rows are to be in `order` and, perhaps, reversed.
+
+    `lengths (batch,)` are those of the result's rows; each is reversed within its own length, its padding stays. None:
+    everything is in its place.
+    """
+    if order is None and not reverse:
+        return None
+    t = torch.arange(frames, device=lengths.device)[:, None]
+    if reverse:
+        t = in_length_reversal(lengths, frames)
+    columns = torch.arange(lengths.shape[0], device=lengths.device) if order is None else order
+    return (t * lengths.shape[0] + columns).flatten()
+
+
+def _placed(frames: Tensor, places: Tensor | None) -> Tensor:
+    """`frames (frames, batch, size)` in another order, as `_places` gives it."""
+    if places is None:
+        return frames
+    return frames.flatten(0, 1).index_select(0, places).unflatten(0, frames.shape[:2])
+
+
 def _is_traced() -> bool:
     """Whether a compiler looks on, which may not depend on the values of lengths."""
     return torch.compiler.is_compiling()
@@ -282,11 +311,12 @@ def _scan(frames: Tensor, planned: Plan, state: State, weights: Weights) -> tupl
 
 
 def _steps(frames: Tensor, planned: Plan, state: State, weights: Weights) -> tuple[Tensor, State]:
-    """One direction by torch's kernel, a step of the staircase at a time; outputs behind a row's end are anything."""
+    """One direction by torch's kernel, a step of the staircase at a time.
+
+    Where rows end within a step, frames have the further input that stops them, and outputs behind an end are anything.
+    """
     h, c = state
     if planned.frozen:
-        behind = torch.arange(len(frames), device=frames.device)[:, None] >= planned.lengths
-        frames = torch.cat([frames, behind[:, :, None].to(frames.dtype)], dim=2)
         weights = (torch.cat([weights[0], _freezing(weights[0])], dim=1), *weights[1:])
     flat = [weight for weight in weights if weight is not None]
     settings = (len(flat) == 4, 1, 0.0, torch.is_grad_enabled(), False, False)
@@ -295,7 +325,8 @@ def _steps(frames: Tensor, planned: Plan, state: State, weights: Weights) -> tup
     for step, rows in zip(planned.steps, [step.rows for step in planned.steps[1:]] + [0], strict=True):
         states = h[:, : step.rows].contiguous(), c[:, : step.rows].contiguous()
         output, h, c = torch.lstm(frames[step.start : step.end, : step.rows], states, flat, *settings)
-        outputs.append(nn.functional.pad(output, (0, 0, 0, frames.shape[1] - step.rows)))
+        ended_rows = frames.shape[1] - step.rows
+        outputs.append(nn.functional.pad(output, (0, 0, 0, ended_rows)) if ended_rows else output)
         ended.append(c[0, rows:])
     output = torch.cat(outputs) if outputs else frames.new_zeros(0, *state[0].shape)
     at = (planned.lengths - 1).clamp(min=0)[None, :, None].expand(1, *state[0].shape)
