@@ -81,7 +81,6 @@ KERNEL lstm_backward(const u16* __restrict__ weight_hh, const u16* gates, const 
         mbarrier_publish();
         for (int i = 0; i < 2; i++) mbarrier_expect(shared_address(&shared.full[i]), bytes);
     }
-    block_barrier();
     cluster_barrier(); // the peers' mbarriers exist before anything is pushed
 
     const i64 stride = rows.stride();
@@ -89,12 +88,6 @@ KERNEL lstm_backward(const u16* __restrict__ weight_hh, const u16* gates, const 
     i64 cell[TILES]; // the step of the row whose values are loaded
     float dc[TILES], c[TILES];
     Saved saved[TILES];
-    auto load = [&](int step, int n) {
-        if (step >= length[n]) return;
-        saved[n].gates = *(const uint2*)(gates + cell[n] * 4);
-        saved[n].d_output = d_output[cell[n]];
-        saved[n].c_before = step > 0 ? cells[cell[n] - stride] : c0[rows.state(row[n], unit)];
-    };
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
         row[n] = rows.row(n * ROWS + place);
@@ -104,8 +97,16 @@ KERNEL lstm_backward(const u16* __restrict__ weight_hh, const u16* gates, const 
         c[n] = length[n] > 0 ? cells[cell[n]] : 0.f;
         if (row[n] >= 0)
             for (int t = length[n]; t < frames; t++) *(uint2*)(dgates + rows.at(t, row[n], unit) * 4) = uint2{0, 0};
-        load(steps - 1, n);
     }
+    auto load = [&](int step, int n) {
+        if (step >= length[n]) return;
+        saved[n].gates = *(const uint2*)(gates + cell[n] * 4);
+        saved[n].d_output = d_output[cell[n]];
+        saved[n].c_before = step > 0 ? cells[cell[n] - stride] : c0[rows.state(row[n], unit)];
+    };
+#pragma unroll
+    for (int n = 0; n < TILES; n++)
+        if (steps > 0) load(steps - 1, n);
     u32 far_parts[PEERS], far_full[PEERS];
 #pragma unroll
     for (int d = 0; d < PEERS; d++) {

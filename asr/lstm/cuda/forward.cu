@@ -103,7 +103,6 @@ KERNEL lstm_forward(const u16* __restrict__ weight_hh, u16* gates, float* cells,
         mbarrier_publish();
         for (int i = 0; i < 2 * GROUPS; i++) mbarrier_expect(shared_address(&shared.full[0][0] + i), bytes);
     }
-    block_barrier();
     cluster_barrier(); // the peers' mbarriers exist before anything is pushed
 
     const i64 stride = rows.stride();
