@@ -21,7 +21,7 @@ def emulated(monkeypatch):
 @emulator.needs_compiler
 @pytest.mark.parametrize(("hidden", "directions"), [(64, 2), (24, 1)])
 def test_torch_finds_no_fault_in_the_operators(emulated, hidden, directions):
-    case = Case(hidden, [3, 1, 2], BF16, directions)
+    case = Case(hidden, [3, 3], BF16, directions)  # rows of one length: what is kept behind an end is not defined
     floats = [value.requires_grad_(value.is_floating_point()) for value in case.arguments.values()]
     torch.library.opcheck(op.lstm_layer, (*floats, True), rtol=1e-2, atol=1e-2)
     torch.library.opcheck(op.lstm_layer, (*[value.detach() for value in floats], False), rtol=1e-2, atol=1e-2)

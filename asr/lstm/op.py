@@ -137,7 +137,8 @@ def lstm_layer(
 
     Returns:
         output, h_n, c_n as `layer`; gates `(frames, batch, directions, padded, 4)` activated; cells
-        `(frames, batch, directions, padded)` float32; order `(batch,)` int64, the rows by falling length.
+        `(frames, batch, directions, padded)` float32; order `(batch,)` int64, the rows by falling length. Gates and
+        cells are not defined behind a row's end.
     """
     frames, batch, size = input.shape
     directions, hidden = weight_hh.shape[0], weight_hh.shape[-1]
