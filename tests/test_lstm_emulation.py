@@ -90,6 +90,16 @@ def test_a_row_without_frames_keeps_its_state_and_its_gradient():
     assert all(tensor.isfinite().all() for tensor in got.values())
 
 
+def test_a_batch_without_any_frame_hands_its_states_through():
+    case = Case(64, [2, 1], BF16)
+    case.arguments["lengths"] = torch.tensor([0, 0])
+    case.behind[:] = True
+    got = results(case)
+    assert torch.equal(got["h_n"], case.arguments["h0"]) and torch.equal(got["c_n"], case.arguments["c0"])
+    assert torch.equal(got["h0"], case.weights[1]) and torch.equal(got["c0"], case.weights[2])
+    assert not any(got[name].any() for name in ("output", "input", "weight_ih", "weight_hh", "bias"))
+
+
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 @pytest.mark.parametrize(("cluster", "tiles"), [(2, 1), (4, 2)])
 def test_the_launcher_asks_for_the_shared_memory_that_a_kernel_uses(kernel, cluster, tiles):

@@ -211,6 +211,16 @@ def test_a_device_where_no_cluster_fits_is_refused():
         forward(Driver(fit=0))
 
 
+def test_a_device_says_why_not_after_trying():
+    driver, cuda = Driver(), torch.device("cuda", 0)
+    assert launch.CudaScans(driver).why_not(cuda, 100, torch.float16) is None
+    assert [call[1][:2] for call in driver.named("load")] == [
+        (name, {"LSTM_CLUSTER": 4, "LSTM_TILES": 1, "LSTM_FP16": 1}) for name in ("forward", "backward")
+    ]
+    assert "float32" in launch.CudaScans(Driver()).why_not(cuda, 100, torch.float32)
+    assert "refuses" in launch.CudaScans(Driver(loads=(FAILURE,))).why_not(cuda, 100, torch.float16)
+
+
 def test_a_failed_launch_is_an_error():
     with pytest.raises(RuntimeError, match="forward scan was not launched"):
         forward(Driver(launches=FAILURE))

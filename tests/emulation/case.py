@@ -12,8 +12,11 @@ class Case:
     Args:
         hidden: units of a direction.
         lengths: frames of each row, at least 1.
+        size: of the input.
+        directions: 1 or 2.
         frames: padded length; the default is the longest row's.
         states: whether the initial states are not zero and the final ones take part in the loss.
+        device: where the layer and the answer are computed.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Case:
         self.arguments = {name: tensor.to(device) for name, tensor in tensors.items()}
         self.weights = [weight.to(device) for weight in weights]
         self.behind = (torch.arange(self.frames)[:, None] >= tensors["lengths"]).to(device)
-        self.expected = _packed(tensors, weights)
+        self.expected = _packed(self.arguments, self.weights)
 
     def run(self, layer) -> dict[str, Tensor]:
         """Results and gradients of `layer(**arguments)`; the input's padding is NaN."""
@@ -70,7 +73,7 @@ class Case:
         """Distance of each result from the answer, relative to the answer's norm; NaN where a result holds one."""
         errors = {}
         for name in RESULTS:
-            expected, result = self.expected[name], results[name].detach().cpu().double()
+            expected, result = self.expected[name], results[name].detach().double()
             assert result.shape == expected.shape, name
             errors[name] = float((result - expected).norm() / expected.norm().clamp(min=1e-30))
         return errors
@@ -85,14 +88,14 @@ def _packed(tensors: dict[str, Tensor], weights: list[Tensor]) -> dict[str, Tens
     """What torch gives for the same numbers in float64 on packed rows."""
     values = {name: tensor.double().requires_grad_() for name, tensor in tensors.items() if name != "lengths"}
     directions, _, hidden = values["weight_hh"].shape
-    lstm = nn.LSTM(values["input"].shape[2], hidden, bidirectional=directions == 2).double()
+    lstm = nn.LSTM(values["input"].shape[2], hidden, bidirectional=directions == 2).to(values["input"])
     suffixes = ["l0", "l0_reverse"][:directions]
     parameters = {}
     for index, suffix in enumerate(suffixes):
         for name, value in (("weight_ih", "weight_ih"), ("weight_hh", "weight_hh"), ("bias_ih", "bias")):
             parameters[f"{name}_{suffix}"] = values[value][index]
-        parameters[f"bias_hh_{suffix}"] = torch.zeros(4 * hidden, dtype=torch.float64)
-    packed = nn.utils.rnn.pack_padded_sequence(values["input"], tensors["lengths"], enforce_sorted=False)
+        parameters[f"bias_hh_{suffix}"] = torch.zeros_like(values["bias"][index])
+    packed = nn.utils.rnn.pack_padded_sequence(values["input"], tensors["lengths"].cpu(), enforce_sorted=False)
     states = (values["h0"], values["c0"])
     output, (h_n, c_n) = torch.func.functional_call(lstm, parameters, (packed, states))
     output, _ = nn.utils.rnn.pad_packed_sequence(output, total_length=len(tensors["input"]))

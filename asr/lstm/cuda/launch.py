@@ -179,6 +179,18 @@ class CudaScans:
                     self._kernels[key] = self._load(name, shape, index)
             return self._kernels[key]
 
+    def why_not(self, device: torch.device, hidden: int, dtype: torch.dtype) -> str | None:
+        """As the function `why_not`, and whether the kernels can be compiled and loaded here, which it does."""
+        if reason := why_not(torch.cuda.get_device_capability(device), hidden, dtype):
+            return reason
+        shape = Shape(-(-hidden // (2 * UNITS)) * 2, 1, dtype == torch.float16)
+        try:
+            for name in ("forward", "backward"):
+                self.kernel(name, shape, device)
+        except Unavailable as error:
+            return str(error)
+        return None
+
     def _scan(self, name: str, gates: Tensor, tensors: list[Tensor | None]) -> None:
         frames, batch, directions, hidden, _ = gates.shape
         if not batch:
