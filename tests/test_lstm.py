@@ -341,7 +341,14 @@ def test_explain_names_the_path_and_the_reason(monkeypatch):
         "the tensors are on the CPU (its kernel: oneDNN)"
     )
     assert "torch's own, as oneDNN has none for torch.float64" in explain(layer, dtype=torch.float64)
-    assert explain(layer, "cuda") == "cudnn: cuDNN, each direction by itself; the tensors are on a GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert explain(layer, "cuda", torch.bfloat16) == (
+        "fused: a layer's recurrence as one kernel; the GPU and the type are covered"
+    )
+    assert explain(layer, "cuda").startswith("cudnn: cuDNN, each direction by itself; the kernels compute in float16")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert "compute capability 8.0 has no thread block clusters" in explain(layer, "cuda", torch.bfloat16)
     assert explain(layer, "mps").startswith("reference: ")
     monkeypatch.setenv("ASR_LSTM", "reference")
     assert explain(layer, "cuda").endswith("; ASR_LSTM says so")
@@ -349,7 +356,11 @@ def test_explain_names_the_path_and_the_reason(monkeypatch):
 
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [("fast", "ASR_LSTM=fast: known are auto, reference"), ("cudnn", "ASR_LSTM=cudnn: runs on cuda only, not on cpu")],
+    [
+        ("fast", "ASR_LSTM=fast: known are auto, reference"),
+        ("cudnn", "ASR_LSTM=cudnn: runs on cuda only, not on cpu"),
+        ("fused", "ASR_LSTM=fused: the kernels run on NVIDIA GPUs, not on cpu"),
+    ],
 )
 def test_a_path_that_is_not_there_is_named(monkeypatch, value, problem):
     monkeypatch.setenv("ASR_LSTM", value)

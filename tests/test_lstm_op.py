@@ -6,7 +6,7 @@ from emulation import emulator
 from emulation.case import Case
 from torch import nn
 
-from asr.lstm import op
+from asr.lstm import LSTM, op, paths
 from asr.lstm.cuda.launch import Unavailable
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -150,3 +150,43 @@ def test_wide_and_narrow_layouts_are_inverse():
     assert torch.equal(op._gate_major(wide, 3), weight)
     assert torch.equal(wide[1, 2, 3], weight[1, 3 * 3 + 2])  # unit 2, gate o
     assert not wide[:, 3:].any()
+
+
+@emulator.needs_compiler
+@pytest.mark.parametrize("settings", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}], ids=str)
+def test_the_layer_runs_on_the_fused_path_as_torch_does_on_packed_rows(monkeypatch, emulated, settings):
+    monkeypatch.setenv("ASR_LSTM", "fused")
+    ours = LSTM(12, 40, dtype=torch.bfloat16, **settings)
+    exact = torch.nn.LSTM(12, 40, dtype=torch.float64, **settings)
+    exact.load_state_dict(ours.state_dict())
+    lengths = torch.tensor([3, 7, 1, 5])
+    frames = torch.randn(7, 4, 12, dtype=torch.bfloat16)
+    output, (h, c) = ours(frames, None, lengths)
+    (output.float().sum() + c.float().sum()).backward()
+    sequence = torch.nn.utils.rnn.pack_padded_sequence(frames.double(), lengths, enforce_sorted=False)
+    expected, last = exact(sequence)
+    expected, _ = torch.nn.utils.rnn.pad_packed_sequence(expected)
+    (expected.sum() + last[1].sum()).backward()
+    pairs = [(output, expected), (h, last[0]), (c, last[1])]
+    pairs += [(one.grad, other.grad) for one, other in zip(ours.parameters(), exact.parameters(), strict=True)]
+    for one, other in pairs:
+        assert (one.double() - other).norm() < 0.02 * other.norm()
+
+
+def test_kernels_that_can_not_be_had_are_told_of_once_and_the_next_path_runs(monkeypatch):
+    class Broken(emulator.EmulatedScans):
+        def forward(self, *tensors):
+            raise Unavailable("libnvrtc is not there")
+
+    monkeypatch.setitem(op.SCANS, "cpu", Broken())
+    monkeypatch.setattr(paths, "_broken", {})
+    layer = LSTM(12, 40, bidirectional=True, dtype=torch.bfloat16)
+    frames, lengths = torch.randn(7, 2, 12, dtype=torch.bfloat16), torch.tensor([7, 3])
+    expected = layer(frames, None, lengths)
+    fused = paths.Choice("fused", "the test says so")
+    monkeypatch.setattr(paths, "choose", lambda *_: paths.Choice("cpu", "broken") if paths._broken else fused)
+    with pytest.warns(UserWarning, match="no fused kernels on cpu, .*: libnvrtc is not there") as warned:
+        results = [layer(frames, None, lengths) for _ in range(2)]
+    assert len(warned) == 1
+    for result in results:
+        torch.testing.assert_close(result, expected)

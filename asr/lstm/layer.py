@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from asr.lstm import paths, reference
+from asr.lstm import op, paths, reference
+from asr.lstm.cuda.launch import Unavailable
 from asr.lstm.reference import State, Weights, in_length_reversal
 from asr.lstm.scan import lstm_scan
 from asr.lstm.staircase import Plan, plan
@@ -155,7 +156,9 @@ class LSTM(nn.RNNBase):
     def _padded(self, frames: Tensor, hx: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
         """Choose how to run all layers over `(frames, batch, size)`."""
         tracing = _is_traced()
-        choice = paths.choose(frames.device, frames.dtype, self.training and self.gate_dropout > 0)
+        choice = paths.choose(
+            frames.device, _compute_dtype(frames), self.hidden_size, self.training and self.gate_dropout > 0
+        )
         left: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if frames.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             left = torch.autocast("cpu", enabled=False)  # half precision is slower there, and fails without AVX-512
@@ -168,6 +171,11 @@ class LSTM(nn.RNNBase):
             )
             if lengths is None:
                 lengths = torch.full((frames.shape[1],), frames.shape[0], device=frames.device)
+            if choice.path == "fused":
+                try:
+                    return self._fused(frames, hx, lengths)
+                except Unavailable as error:
+                    paths.give_up(frames.device, str(error))
             if choice.path == "reference" and not tracing:
                 return self._layers(frames, hx, lengths, self._equations)
             if tracing or not frames.numel():
@@ -184,7 +192,7 @@ class LSTM(nn.RNNBase):
         weight = self.weight_ih_l0
         if frames.device != weight.device:
             raise ValueError(f"input: is on {frames.device}, the weights are on {weight.device}")
-        if frames.dtype != weight.dtype and not torch.is_autocast_enabled(frames.device.type):
+        if frames.dtype != weight.dtype and not _is_autocast(frames):
             raise ValueError(f"input: is {frames.dtype}, the weights are {weight.dtype}")
         if lengths is not None:
             if lengths.shape != (batch,) or lengths.dtype not in (torch.int64, torch.int32):
@@ -203,7 +211,7 @@ class LSTM(nn.RNNBase):
         for name, one in zip(("h", "c"), hx, strict=True):
             if one.shape != shape:
                 raise ValueError(f"hx: want {name} of {shape}, got {tuple(one.shape)}")
-            if (one.device, one.dtype) != (frames.device, frames.dtype):
+            if one.device != frames.device or (one.dtype != frames.dtype and not _is_autocast(frames)):
                 raise ValueError(
                     f"hx: {name} is {one.dtype} on {one.device}, the input {frames.dtype} on {frames.device}"
                 )
@@ -216,6 +224,27 @@ class LSTM(nn.RNNBase):
         settings = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, False)
         output, h, c = torch.lstm(frames, hx, weights, *settings)
         return output, (h, c)
+
+    def _fused(self, frames: Tensor, hx: State, lengths: Tensor) -> tuple[Tensor, State]:
+        """All layers by the fused kernels, both directions of each at once."""
+        dtype = _compute_dtype(frames)
+        directions = 1 + self.bidirectional
+        lengths = lengths.to(frames.device, torch.int64).clamp(0, frames.shape[0])
+        frames, (h0, c0) = frames.to(dtype), (one.to(dtype) for one in hx)
+        last: list[State] = []
+        for layer in range(self.num_layers):
+            numbers = range(layer * directions, (layer + 1) * directions)
+            weights = [self._weights(number) for number in numbers]
+            weight_ih = torch.stack([own[0] for own in weights]).to(dtype)
+            weight_hh = torch.stack([own[1] for own in weights]).to(dtype)
+            biases = [one + other for _, _, one, other in weights if one is not None and other is not None]
+            bias = torch.stack(biases).to(dtype) if biases else weight_ih.new_zeros(weight_ih.shape[:2])
+            first, end = numbers.start, numbers.stop
+            frames, h, c = op.layer(frames, lengths, weight_ih, weight_hh, bias, h0[first:end], c0[first:end])
+            last.append((h, c))
+            if layer < self.num_layers - 1:
+                frames = nn.functional.dropout(frames, self.dropout, self.training)
+        return frames, (torch.cat([h for h, _ in last]), torch.cat([c for _, c in last]))
 
     def _layers(
         self, frames: Tensor, hx: State, lengths: Tensor, run: _Direction, look: bool = False
@@ -267,6 +296,16 @@ class LSTM(nn.RNNBase):
         if self.training and self.gate_dropout:
             keep = torch.rand(*frames.shape[:2], 3, device=frames.device).ge(self.gate_dropout).to(frames.dtype)
         return reference.scan(frames, planned.lengths, state, weights, keep)
+
+
+def _compute_dtype(frames: Tensor) -> torch.dtype:
+    """The type that a layer computes in: autocast's on a GPU, where it is on."""
+    return torch.get_autocast_dtype("cuda") if _is_autocast(frames) else frames.dtype
+
+
+def _is_autocast(frames: Tensor) -> bool:
+    """Whether autocast is on for these tensors (on a CPU it is left)."""
+    return frames.device.type == "cuda" and torch.is_autocast_enabled("cuda")
 
 
 def _rows(state: Tensor, order: Tensor | None) -> Tensor:
@@ -347,4 +386,5 @@ def explain(layer: LSTM, device: torch.device | str | None = None, dtype: torch.
     """Which path runs `layer` on tensors of that device and type (its own where not given), and why, in a sentence."""
     weight = layer.weight_ih_l0
     gate_dropout = layer.training and layer.gate_dropout > 0
-    return str(paths.choose(torch.device(device or weight.device), dtype or weight.dtype, gate_dropout))
+    where = torch.device(weight.device if device is None else device)
+    return str(paths.choose(where, weight.dtype if dtype is None else dtype, layer.hidden_size, gate_dropout))
