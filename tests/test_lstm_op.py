@@ -97,6 +97,15 @@ def test_strides_do_not_matter(emulated):
 
 
 @emulator.needs_compiler
+def test_autocast_to_another_type_changes_nothing(emulated):
+    case = Case(64, [4, 2, 3], FP16)
+    expected = case.run(op.layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = case.run(op.layer)
+    assert all(torch.equal(results[name], expected[name]) for name in expected)
+
+
+@emulator.needs_compiler
 def test_a_ctc_model_learns_through_the_kernels(emulated):
     random = torch.Generator().manual_seed(0)
     frames, batch, hidden, tokens = 8, 3, 16, 4
