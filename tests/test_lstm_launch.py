@@ -156,6 +156,16 @@ def test_the_grid_counts_blocks_and_names_the_cluster():
     assert config.sharedMemBytes == launch.Shape(10, 1, False).shared_bytes("forward")
 
 
+def test_the_drivers_own_binding_takes_the_launch():
+    driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings, a part of torch's CUDA build")
+    config = launch._config(driver, 16, 6, 1000)
+    config.hStream = 1234
+    size = config.attrs[0].value.clusterDim
+    assert (config.gridDimX, config.blockDimX, config.sharedMemBytes, int(config.hStream)) == (96, 256, 1000, 1234)
+    assert config.attrs[0].id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    assert (size.x, size.y, size.z) == (16, 1, 1)
+
+
 def test_large_clusters_and_shared_memory_are_allowed_before_they_are_asked_about():
     driver = Driver()
     forward(driver)

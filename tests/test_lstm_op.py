@@ -66,8 +66,10 @@ def test_without_a_gradient_to_come_the_results_are_the_same_and_nothing_is_kept
     assert all(torch.equal(one, other) for one, other in zip(kept[:3], bare[:3], strict=True))
     assert kept[3].numel() and kept[4].numel()
     assert not bare[3].numel() and not bare[4].numel()
+    case.arguments["input"].requires_grad_()
+    with pytest.raises(RuntimeError, match="nothing to differentiate"):
+        op.lstm_layer(*case.arguments.values(), False)[0].sum().backward()
     with torch.no_grad():
-        case.arguments["input"].requires_grad_()
         assert not op.layer(**case.arguments)[0].requires_grad
 
 

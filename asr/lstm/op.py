@@ -278,8 +278,8 @@ def _setup_context(
 
 
 def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    if saved[8].dim() != 4:
+    *_, cells, _ = saved = ctx.saved_tensors
+    if cells.dim() != 4:
         raise RuntimeError("lstm_layer ran with keep=False: there is nothing to differentiate")
     needed: tuple[bool, ...] = ctx.needs_input_grad
     d_input, d_weight_ih, d_weight_hh, d_bias, d_h0, d_c0 = torch.ops.asr.lstm_layer_backward(
