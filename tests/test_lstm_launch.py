@@ -156,6 +156,59 @@ def test_the_grid_counts_blocks_and_names_the_cluster():
     assert config.sharedMemBytes == launch.Shape(10, 1, False).shared_bytes("forward")
 
 
+def test_the_drivers_own_binding_takes_the_launch():
+    driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings, a part of torch's CUDA build")
+    config = launch._config(driver, 16, 6, 1000)
+    config.hStream = 1234
+    size = config.attrs[0].value.clusterDim
+    assert (config.gridDimX, config.blockDimX, config.sharedMemBytes, int(config.hStream)) == (96, 256, 1000, 1234)
+    assert config.attrs[0].id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    assert (size.x, size.y, size.z) == (16, 1, 1)
+
+
+class Probe:
+    """The real binding where no driver is: arguments are converted before it finds that out, then an answer is made."""
+
+    def __init__(self, binding):
+        self.binding, self.called = binding, []
+        self.answers = {
+            "cuCtxGetCurrent": binding.CUcontext(0),
+            "cuDeviceGet": binding.CUdevice(0),
+            "cuDevicePrimaryCtxRetain": binding.CUcontext(9),
+            "cuLibraryLoadData": binding.CUlibrary(9),
+            "cuLibraryGetKernel": binding.CUkernel(9),
+            "cuKernelGetFunction": binding.CUfunction(9),
+            "cuOccupancyMaxActiveClusters": 7,
+        }
+
+    def __getattr__(self, name):
+        real = getattr(self.binding, name)
+        if not name.startswith("cu"):
+            return real
+
+        def call(*arguments):
+            with pytest.raises(Exception, match="cuda") as failure:  # which one depends on the binding's version
+                real(*arguments)
+            assert not isinstance(failure.value, TypeError | ValueError | OverflowError), failure.value
+            self.called.append(name)
+            success = self.binding.CUresult.CUDA_SUCCESS
+            return (success, self.answers[name]) if name in self.answers else (success,)
+
+        return call
+
+
+def test_the_drivers_own_binding_takes_the_arguments_of_every_call(monkeypatch):
+    driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings, a part of torch's CUDA build")
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a CUDA driver")
+    monkeypatch.setattr(nvrtc, "cubin", lambda *arguments: b"code")
+    probe = Probe(driver)
+    forward(probe)
+    assert {*probe.answers, "cuCtxSetCurrent", "cuKernelSetAttribute", "cuLaunchKernelEx"} == set(probe.called)
+    with pytest.raises(AssertionError, match="incorrect type"):
+        probe.cuLaunchKernelEx("no configuration", None, None, 0)
+
+
 def test_large_clusters_and_shared_memory_are_allowed_before_they_are_asked_about():
     driver = Driver()
     forward(driver)

@@ -83,7 +83,7 @@ def test_an_architecture_that_nobody_knows_is_named():
 
 
 def test_without_the_binding_one_error_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
     with pytest.raises(nvrtc.Unavailable, match="torch's CUDA build"):
         nvrtc.compile("forward", SMALL, "sm_90a")
 

@@ -66,8 +66,10 @@ def test_without_a_gradient_to_come_the_results_are_the_same_and_nothing_is_kept
     assert all(torch.equal(one, other) for one, other in zip(kept[:3], bare[:3], strict=True))
     assert kept[3].numel() and kept[4].numel()
     assert not bare[3].numel() and not bare[4].numel()
+    case.arguments["input"].requires_grad_()
+    with pytest.raises(RuntimeError, match="nothing to differentiate"):
+        op.lstm_layer(*case.arguments.values(), False)[0].sum().backward()
     with torch.no_grad():
-        case.arguments["input"].requires_grad_()
         assert not op.layer(**case.arguments)[0].requires_grad
 
 
@@ -94,6 +96,15 @@ def test_strides_do_not_matter(emulated):
     arguments = {name: value.mT.contiguous().mT if value.dim() > 1 else value for name, value in case.arguments.items()}
     arguments["lengths"] = torch.stack([arguments["lengths"]] * 2, dim=1)[:, 0]
     assert all(torch.equal(one, other) for one, other in zip(op.layer(**arguments), expected, strict=True))
+
+
+@emulator.needs_compiler
+def test_autocast_to_another_type_changes_nothing(emulated):
+    case = Case(64, [4, 2, 3], FP16)
+    expected = case.run(op.layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = case.run(op.layer)
+    assert all(torch.equal(results[name], expected[name]) for name in expected)
 
 
 @emulator.needs_compiler

@@ -146,7 +146,8 @@ def lstm_layer(
     scans = scans_for(input.device)
     order = torch.argsort(lengths, descending=True, stable=True)
     weight, offset = _unit_major(weight_ih, width).flatten(0, 2), _unit_major(bias, width).flatten()
-    gates = torch.addmm(offset, input.reshape(frames * batch, size), weight.mT)
+    with _as_given(input):
+        gates = torch.addmm(offset, input.reshape(frames * batch, size), weight.mT)
     gates = gates.view(frames, batch, directions, width, 4)
     cells = input.new_empty((frames, batch, directions, width), dtype=torch.float32) if keep else None
     output = input.new_empty(frames, batch, directions, width)
@@ -222,12 +223,13 @@ def lstm_layer_backward(
     )  # fmt: skip
     flat = dgates.view(frames * batch, directions * width * 4)
     d_input = input.new_empty(0)
-    if need_input:
-        d_input = (flat @ _unit_major(weight_ih, width).flatten(0, 2)).view(frames, batch, size)
     # dgates are 0 behind a row's end, but what stands there in the input may be NaN
     behind = torch.arange(frames, device=input.device)[:, None] >= lengths
-    d_weight_ih = flat.mT @ input.masked_fill(behind[:, :, None], 0).reshape(frames * batch, size)
-    d_weight_hh = _recurrent_gradient(dgates.flatten(3), output, h0, lengths)
+    with _as_given(input):
+        if need_input:
+            d_input = (flat @ _unit_major(weight_ih, width).flatten(0, 2)).view(frames, batch, size)
+        d_weight_ih = flat.mT @ input.masked_fill(behind[:, :, None], 0).reshape(frames * batch, size)
+        d_weight_hh = _recurrent_gradient(dgates.flatten(3), output, h0, lengths)
     d_bias = flat.sum(0, dtype=torch.float32).to(input.dtype)
     return (
         d_input,
@@ -276,8 +278,8 @@ def _setup_context(
 
 
 def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    if saved[8].dim() != 4:
+    *_, cells, _ = saved = ctx.saved_tensors
+    if cells.dim() != 4:
         raise RuntimeError("lstm_layer ran with keep=False: there is nothing to differentiate")
     needed: tuple[bool, ...] = ctx.needs_input_grad
     d_input, d_weight_ih, d_weight_hh, d_bias, d_h0, d_c0 = torch.ops.asr.lstm_layer_backward(
@@ -298,6 +300,11 @@ def scans_for(device: torch.device) -> Scans:
             raise launch.Unavailable(f"no fused LSTM kernels for a {device.type} device")
         SCANS["cuda"] = launch.CudaScans()
     return SCANS[device.type]
+
+
+def _as_given(tensor: Tensor) -> torch.autocast:
+    """Products in the type of their operands: autocast, which reaches into an operator, may be set to another one."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _recurrent_gradient(dgates: Tensor, output: Tensor, h0: Tensor, lengths: Tensor) -> Tensor:

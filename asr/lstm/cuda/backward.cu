@@ -7,7 +7,7 @@
 //      `parts[(round - 1) % 2]`, one slot a source: every thread adds its cells' slots in the order of the blocks, so
 //      that the result does not depend on timing;
 //   2. every thread takes its cells back through the gates; dgates go to memory and to `dgates[round % 2]`;
-//   3. after a block barrier, each warp multiplies them with weight_hh of this block's gates (in registers, transposed),
+//   3. after a block barrier, each warp multiplies them by weight_hh of this block's gates (transposed, in registers),
 //      which gives the part in dh of the 32 units of each peer that it serves, and pushes it there in fp32.
 //
 // With h_{t-1} needed nowhere, the parts (4 bytes a unit and row) are half the traffic that sending dgates would be.
@@ -44,7 +44,7 @@ KERNEL lstm_backward(const u16* __restrict__ weight_hh, const u16* gates, const 
     SHARED(Shared, shared);
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, quad = lane % 4;
     const int rank = cluster_rank(), steps = rows.steps;
-    // A thread owns the cell where the *sender's* mma leaves it: tile thread / 128 of 16 units, lane (thread % 128) / 4,
+    // A thread owns the cell where the *sender's* mma leaves it: tile thread / 128 of 16 units, lane thread % 128 / 4,
     // element thread % 4. So a push is 512 bytes in a row, and the slots of a cell are read without bank conflicts.
     const int from_lane = thread % 128 / 4, element = thread % 4;
     const int own = thread / 128 * 16 + from_lane / 4 * 2 + element / 2, unit = rank * UNITS + own;

@@ -1,4 +1,4 @@
-// What the forward and the backward scan share: the shape, every PTX instruction behind one function, and who does what.
+// What the forward and the backward scan share: the shape, every PTX instruction behind a function, who does what.
 //
 // Macros that set the shape (a scan is compiled for one shape, see asr/lstm/cuda/launch.py):
 //   LSTM_CLUSTER  thread blocks in a cluster (even, at most 16); a block owns 32 hidden units
@@ -78,8 +78,8 @@ DEVICE u32 peer_address(u32 address, u32 rank) {
 }
 // 16 bytes to another block's shared memory; the mbarrier, in the same block, counts them when they have landed.
 DEVICE void push16(u32 to, u32 bar, uint4 v) {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%2,%3,%4,%5}, [%1];" ::"r"(to),
-                 "r"(bar), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%2,%3,%4,%5}, [%1];"
+                 ::"r"(to), "r"(bar), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 #if LSTM_FP16
@@ -124,7 +124,8 @@ struct Rows {
     int direction, first, count; // of this cluster: its rows are order[first], ..., order[first + count - 1]
     int steps;                   // frames of its longest row
 
-    DEVICE Rows(ROWS_PARAMETERS) : order(order), lengths(lengths), frames(frames), batch(batch), directions(directions) {
+    DEVICE Rows(ROWS_PARAMETERS)
+        : order(order), lengths(lengths), frames(frames), batch(batch), directions(directions) {
         const int cluster = blockIdx.x / CLUSTER, group = cluster / directions;
         direction = cluster % directions;
         first = (int)((i64)group * batch / groups);

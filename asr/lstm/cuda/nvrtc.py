@@ -9,6 +9,7 @@ or the variable is empty, kernels are compiled anew in each process (about a sec
 
 import contextlib
 import hashlib
+import importlib
 import os
 import re
 import struct
@@ -150,8 +151,8 @@ def _options(macros: Mapping[str, int], arch: str) -> list[str]:
 def _nvrtc() -> ModuleType:
     """NVRTC's binding, after a call that needs the library itself. Raises Unavailable."""
     try:
-        from cuda.bindings import nvrtc
-
+        # by its name: it comes with torch, in CUDA builds only, and is no dependency of asr
+        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
         _result(nvrtc, nvrtc.nvrtcVersion())
     except Unavailable:
         raise
