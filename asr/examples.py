@@ -85,7 +85,7 @@ def label(examples: Sequence[Example], tokenizer: Tokenizer, path: str | os.Path
             utterance = example.utterance
             raise InputError(
                 f"{path}: line {utterance.line}: utterance {utterance.id!r}: {error}; "
-                "correct the text or choose a normaliser (text.normalizer)"
+                "correct the text, or choose a normaliser (text.normalizer) or other tokens (text.units)"
             ) from error
         labelled.append(dataclasses.replace(example, labels=tuple(labels)))
     return labelled

@@ -94,8 +94,8 @@ class AcousticModel(nn.Module):
         frames, lengths = _stack(mask(features, lengths), lengths, self.stack)
         for convolution in self.convolutions:
             frames, lengths = convolution(frames, lengths)
-        if self.training and self.context:
-            index, pieces = cut(lengths, self.context)
+        if self.training and self.context and int(lengths.max()):
+            index, pieces = cut(lengths, self.context, frames.shape[1])
             valid = torch.arange(index.shape[1], device=index.device) < pieces[:, None]
             heard = self._recur(frames.flatten(0, 1)[index], pieces)[valid]
             frames = heard.new_zeros(*frames.shape[:2], heard.shape[1])
@@ -135,12 +135,13 @@ def mask(frames: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(valid[:, :, None], frames, 0)
 
 
-def cut(lengths: Tensor, context: int) -> tuple[Tensor, Tensor]:
+def cut(lengths: Tensor, context: int, frames: int) -> tuple[Tensor, Tensor]:
     """Cut rows into pieces of half to one and a half times `context` frames (the first and last shorter), at random.
 
     Args:
-        lengths: `(batch,)` valid frames of rows `(batch, frames)`, frames = the most of them.
+        lengths: `(batch,)` valid frames of each row, not all 0.
         context: frames of a piece, on average.
+        frames: of the batch, `(batch, frames)`.
 
     Returns:
         For each piece the frames of the flattened batch that it holds, `(pieces, longest)`, and its length,
@@ -148,12 +149,12 @@ def cut(lengths: Tensor, context: int) -> tuple[Tensor, Tensor]:
     """
     longest = int(lengths.max())
     shortest = max(1, context // 2)
-    steps = torch.randint(shortest, max(shortest, 3 * context // 2) + 1, (len(lengths), longest // shortest + 1))
+    steps = torch.randint(shortest, max(shortest, 3 * context // 2) + 1, (len(lengths), longest // shortest + 2))
     steps[:, 0] = (steps[:, 0] * torch.rand(len(lengths))).long() + 1
     ends = steps.cumsum(1).clamp(max=lengths.cpu()[:, None])  # past a row's end: pieces of no frames
     starts = nn.functional.pad(ends, (1, 0))[:, :-1]
     counts = (ends - starts).flatten()
-    starts = (starts + longest * torch.arange(len(lengths))[:, None]).flatten()[counts > 0]
+    starts = (starts + frames * torch.arange(len(lengths))[:, None]).flatten()[counts > 0]
     counts = counts[counts > 0]
     index = starts[:, None] + torch.minimum(torch.arange(int(counts.max())), counts[:, None] - 1)
     return index.to(lengths.device), counts.to(lengths.device)

@@ -12,6 +12,7 @@ from asr.errors import InputError
 
 BLANK = "<blank>"
 BOUNDARY = "|"
+_LONGEST_WORD = 99  # with the boundary in front the longest token that a model file holds
 
 
 def _plain(text: str) -> str:
@@ -114,6 +115,14 @@ class WordTokenizer:
         """The tokenizer of all words that occur in normalised `texts`, in code point order."""
         words = {word for text in texts for word in text.split()}
         _refuse_boundary({character for word in words for character in word})
+        for word in sorted(words):
+            if len(word) > _LONGEST_WORD or not word.isprintable():
+                problem = (
+                    "holds a sign that is not printable"
+                    if len(word) <= _LONGEST_WORD
+                    else "has more than 99 characters"
+                )
+                raise InputError(f"word {word[:120]!r} {problem}, too much for a token; use text.units=characters")
         return cls([BLANK, *(BOUNDARY + word for word in sorted(words))])
 
     def encode(self, text: str) -> list[int]:

@@ -171,7 +171,10 @@ def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, flo
     run.averaged.eval()
     dev = run.dev
     groups = batches.by_length([example.seconds for example in dev.examples], run.config.data.batch_seconds)
-    make = lambda group: dev.batch([(index,) for index in group])  # noqa: E731
+
+    def make(group: list[int]) -> Batch:
+        return dev.batch([(index,) for index in group])
+
     hypotheses: dict[int, str] = {}
     total = 0.0
     with torch.no_grad(), contextlib.closing(batches.prefetch(make, groups)) as ready:
@@ -253,9 +256,9 @@ def overfit_one_batch(config: Config, steps: int, say: Callable[[str], None]) ->
     the batch's texts came out right within `steps` steps.
     """
     run = Run(config, say)
-    batch = run.train.batch(run.groups(0)[0]).to(run.device)
-    references = {example.utterance.id: example.text for example in run.train.examples}
-    expected = [references[utterance] for utterance in batch.utterances]
+    rows = run.groups(0)[0]
+    batch = run.train.batch(rows).to(run.device)
+    expected = [run.tokenizer.decode(run.train.labels(row)) for row in rows]
     run.model.eval()  # no dropout
     for step in range(1, steps + 1):
         losses, log_probs, lengths = run.losses(batch)

@@ -28,7 +28,12 @@ def fsdd() -> config.Config:
 def test_group_replaces_a_variant_and_the_recipes_values_stay(fsdd):
     loaded = config.load("fsdd", ["model.hidden=77", "model.channels=5", "model=blstm", "features=kaldi"])
     shipped = yaml.safe_load((ROOT / "conf/model/blstm.yaml").read_text())
-    assert dataclasses.asdict(loaded.model) == shipped | {"hidden": 77, "channels": 5, "convolutions": [2, 2]}
+    assert dataclasses.asdict(loaded.model) == shipped | {
+        "hidden": 77,
+        "channels": 5,
+        "convolutions": [2, 2],
+        "dropout": 0.4,
+    }
     assert loaded.features.convention == "kaldi"
     assert (loaded.features.rate, loaded.features.mels) == (fsdd.features.rate, fsdd.features.mels)
 

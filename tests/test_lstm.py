@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
@@ -86,6 +86,7 @@ def test_padded_rows_with_lengths_equal_a_packed_sequence_in_outputs_states_and_
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@example([0, 0], 1, 1, False, 0)
 @given(
     st.lists(st.integers(0, 130), min_size=1, max_size=12),
     st.integers(1, 3),
@@ -279,6 +280,14 @@ def test_gates_are_dropped_whole_frame_by_frame_in_training_only():
     assert not (layer(frames, None, lengths)[0] == 0).any()
 
 
+def test_gates_can_not_be_dropped_where_a_compiler_looks_on(monkeypatch):
+    monkeypatch.setattr(layer_module, "_is_traced", lambda: True)
+    layer = LSTM(5, 7, gate_dropout=0.2)
+    with pytest.raises(ValueError, match=r"gate_dropout=0\.2: not inside torch\.compile"):
+        layer(torch.zeros(3, 1, 5))
+    layer.eval()(torch.zeros(3, 1, 5))
+
+
 def test_autocast_on_the_cpu_leaves_the_recurrence_in_float32(path):
     layer = LSTM(5, 7, bidirectional=True, batch_first=True).eval()
     frames, lengths = torch.randn(6, 12, 5), torch.tensor(LENGTHS)
@@ -342,12 +351,15 @@ def test_explain_names_the_path_and_the_reason(monkeypatch):
     )
     assert "torch's own, as oneDNN has none for torch.float64" in explain(layer, dtype=torch.float64)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(layer_module.paths, "_asked", {(torch.device("cuda:0"), torch.bfloat16, 7): None})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert explain(layer, "cuda", torch.bfloat16) == (
         "fused: a layer's recurrence as one kernel; the GPU and the type are covered"
     )
     assert explain(layer, "cuda").startswith("cudnn: cuDNN, each direction by itself; the kernels compute in float16")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(layer_module.paths, "_asked", {})
     assert "compute capability 8.0 has no thread block clusters" in explain(layer, "cuda", torch.bfloat16)
     assert explain(layer, "mps").startswith("reference: ")
     monkeypatch.setenv("ASR_LSTM", "reference")

@@ -1,4 +1,4 @@
-"""The command for a first session on a GPU: it says when there is none, and its steps run on the emulated device."""
+"""The command for a first run on a GPU: it says when there is none, and its steps run on the emulated device."""
 
 import json
 import subprocess

@@ -6,7 +6,7 @@ from emulation import emulator
 from emulation.case import Case
 from torch import nn
 
-from asr.lstm import LSTM, op, paths
+from asr.lstm import LSTM, explain, op, paths
 from asr.lstm.cuda.launch import Unavailable
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -184,20 +184,22 @@ def test_the_layer_runs_on_the_fused_path_as_torch_does_on_packed_rows(monkeypat
         assert (one.double() - other).norm() < 0.02 * other.norm()
 
 
-def test_kernels_that_can_not_be_had_are_told_of_once_and_the_next_path_runs(monkeypatch):
-    class Broken(emulator.EmulatedScans):
-        def forward(self, *tensors):
-            raise Unavailable("libnvrtc is not there")
+def test_kernels_that_can_not_be_had_are_told_of_once_and_the_next_path_is_chosen(monkeypatch):
+    class Scans:
+        def why_not(self, device, hidden, dtype):
+            return "libnvrtc is not there" if hidden == 40 else None
 
-    monkeypatch.setitem(op.SCANS, "cpu", Broken())
-    monkeypatch.setattr(paths, "_broken", {})
-    layer = LSTM(12, 40, bidirectional=True, dtype=torch.bfloat16)
-    frames, lengths = torch.randn(7, 2, 12, dtype=torch.bfloat16), torch.tensor([7, 3])
-    expected = layer(frames, None, lengths)
-    fused = paths.Choice("fused", "the test says so")
-    monkeypatch.setattr(paths, "choose", lambda *_: paths.Choice("cpu", "broken") if paths._broken else fused)
-    with pytest.warns(UserWarning, match="no fused kernels on cpu, .*: libnvrtc is not there") as warned:
-        results = [layer(frames, None, lengths) for _ in range(2)]
+    monkeypatch.setattr(paths, "_asked", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(op, "scans_for", lambda device: Scans())
+    layer = LSTM(12, 40)
+    with pytest.warns(UserWarning, match="no fused kernels on cuda:1, cuDNN runs instead: libnvrtc") as warned:
+        said = {explain(layer, device, BF16) for device in ("cuda", "cuda:1", "cuda:1")}
     assert len(warned) == 1
-    for result in results:
-        torch.testing.assert_close(result, expected)
+    assert said == {"cudnn: cuDNN, each direction by itself; libnvrtc is not there"}
+    assert explain(LSTM(12, 41), "cuda", BF16).startswith("fused: ")
+    monkeypatch.setenv("ASR_LSTM", "fused")
+    with pytest.raises(ValueError, match="ASR_LSTM=fused: libnvrtc is not there; set ASR_LSTM=auto"):
+        explain(layer, "cuda", BF16)

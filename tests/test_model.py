@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asr.errors import InputError
@@ -52,19 +52,20 @@ def test_every_parameter_gets_a_gradient():
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 30), st.integers(0, 2**31))
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=6).filter(any), st.integers(1, 30), st.integers(0, 2**31))
+@example([7], 8, 0)  # a first piece of one frame, then the shortest ones
 def test_pieces_hold_every_frame_once_in_order_and_keep_their_lengths(lengths, context, seed):
     torch.manual_seed(seed)
-    index, counts = cut(torch.tensor(lengths), context)
+    index, counts = cut(torch.tensor(lengths), context, max(lengths) + 2)
     held = [frame for piece, count in zip(index.tolist(), counts.tolist(), strict=True) for frame in piece[:count]]
-    assert held == [row * max(lengths) + frame for row, length in enumerate(lengths) for frame in range(length)]
+    assert held == [row * (max(lengths) + 2) + frame for row, length in enumerate(lengths) for frame in range(length)]
     assert counts.min() >= 1 and counts.max() <= max(1, context // 2, 3 * context // 2)
     assert all(len(set(piece[count - 1 :])) == 1 for piece, count in zip(index.tolist(), counts.tolist(), strict=True))
 
 
 def test_cuts_fall_everywhere_and_pieces_have_the_length_asked_for():
     torch.manual_seed(0)
-    index, counts = cut(torch.full((400,), 100), 10)
+    index, counts = cut(torch.full((400,), 100), 10, 100)
     cuts = torch.bincount(index[:, 0] % 100, minlength=100)[1:]
     assert cuts.min() > 20 and cuts.max() < 65  # 40 on average
     assert float(counts.float().mean()) == pytest.approx(10, rel=0.1)
@@ -87,9 +88,22 @@ def test_a_context_acts_in_training_only_and_ends_what_the_lstm_knows():
     assert differs.min() >= 13 and differs.max() <= 27 and 20 in differs
 
 
+def test_with_a_context_a_row_of_no_frames_and_a_batch_wider_than_its_rows_are_taken():
+    model = build(stack=1, convolutions=[], context=1000).train()
+    model.dropout.p = 0.0
+    features = torch.randn(3, 12, 6)
+    lengths = torch.tensor([10, 9, 0])
+    torch.manual_seed(2)
+    wide, _ = model(features, lengths)
+    torch.manual_seed(2)
+    tight, _ = model(features[:, :10], lengths)
+    torch.testing.assert_close(wide[:, :10], tight)
+    assert model(features, torch.zeros(3, dtype=torch.int64))[0].isfinite().all()
+
+
 def test_a_context_longer_than_the_utterances_cuts_them_at_most_once():
     torch.manual_seed(0)
-    _, counts = cut(torch.tensor([30, 20]), 1000)
+    _, counts = cut(torch.tensor([30, 20]), 1000, 30)
     assert len(counts) <= 4 and counts.sum() == 50
 
 

@@ -145,6 +145,7 @@ def test_one_batch_is_learnt_by_heart(corpus, tmp_path):
     assert train.overfit_one_batch(settings(corpus, tmp_path), 300, lines.append)
     assert "texts right" in lines[-1]
     assert not train.overfit_one_batch(settings(corpus, tmp_path), 1, lines.append)
+    assert train.overfit_one_batch(settings(corpus, tmp_path, "augment.join=2"), 300, lines.append)
 
 
 # Data that is wrong is found before the first step
@@ -276,7 +277,7 @@ def test_a_word_that_training_did_not_hear_is_named(tmp_path):
 
 def test_a_token_that_no_model_file_holds_is_an_error_before_training(tmp_path):
     corpus = tones.write_corpus(tmp_path / "words", vocabulary=("a", "b" * 101))
-    with pytest.raises(InputError, match=r"train.jsonl: card: token .* is no text of 1 to 100"):
+    with pytest.raises(InputError, match=r"word 'b+' has more than 99 characters"):
         run.Run(settings(corpus, tmp_path, "text.units=words"), lambda line: None)
 
 

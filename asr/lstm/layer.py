@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from asr.lstm import op, paths, reference
-from asr.lstm.cuda.launch import Unavailable
 from asr.lstm.reference import State, Weights, in_length_reversal
 from asr.lstm.scan import lstm_scan
 from asr.lstm.staircase import Plan, plan
@@ -103,7 +102,7 @@ class LSTM(nn.RNNBase):
                         parameter[forget] = self.forget_bias if name.startswith("bias_ih") else 0.0
 
     def flatten_parameters(self) -> None:
-        """Nothing: no path needs the weights in one piece."""
+        """Nothing: each path takes the weights as they are (cuDNN copies them into one piece at each call)."""
 
     def forward(
         self, input: Tensor | PackedSequence, hx: State | None = None, lengths: Tensor | None = None
@@ -156,6 +155,8 @@ class LSTM(nn.RNNBase):
     def _padded(self, frames: Tensor, hx: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
         """Choose how to run all layers over `(frames, batch, size)`."""
         tracing = _is_traced()
+        if tracing and self.training and self.gate_dropout:
+            raise ValueError(f"gate_dropout={self.gate_dropout}: not inside torch.compile or torch.export; set it to 0")
         choice = paths.choose(
             frames.device, _compute_dtype(frames), self.hidden_size, self.training and self.gate_dropout > 0
         )
@@ -172,10 +173,7 @@ class LSTM(nn.RNNBase):
             if lengths is None:
                 lengths = torch.full((frames.shape[1],), frames.shape[0], device=frames.device)
             if choice.path == "fused":
-                try:
-                    return self._fused(frames, hx, lengths)
-                except Unavailable as error:
-                    paths.give_up(frames.device, str(error))
+                return self._fused(frames, hx, lengths)
             if choice.path == "reference" and not tracing:
                 return self._layers(frames, hx, lengths, self._equations)
             if tracing or not frames.numel():
@@ -345,7 +343,8 @@ def _scan(frames: Tensor, planned: Plan, state: State, weights: Weights) -> tupl
     weight_ih, weight_hh, bias_ih, bias_hh = weights
     bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
     projected = nn.functional.linear(frames, weight_ih, bias)
-    outputs, h, c, _, _ = lstm_scan(projected, planned.lengths, *state, weight_hh)
+    first = [one.to(projected.dtype) for one in (*state, weight_hh)]  # autocast reaches the product alone
+    outputs, h, c, _, _ = lstm_scan(projected, planned.lengths, *first)
     return outputs, (h, c)
 
 
@@ -361,7 +360,7 @@ def _steps(frames: Tensor, planned: Plan, state: State, weights: Weights) -> tup
     settings = (len(flat) == 4, 1, 0.0, torch.is_grad_enabled(), False, False)
     outputs, ended = [], [c[planned.steps[0].rows :] if planned.steps else c]
     h, c = h[None], c[None]
-    for step, rows in zip(planned.steps, [step.rows for step in planned.steps[1:]] + [0], strict=True):
+    for step, rows in zip(planned.steps, [*(step.rows for step in planned.steps), 0][1:], strict=False):
         states = h[:, : step.rows].contiguous(), c[:, : step.rows].contiguous()
         output, h, c = torch.lstm(frames[step.start : step.end, : step.rows], states, flat, *settings)
         ended_rows = frames.shape[1] - step.rows

@@ -5,7 +5,7 @@
 3. A GPU that has thread block clusters, fp16 or bf16, a size that the kernels cover: `fused`. Any other GPU: `cudnn`.
    The CPU: `cpu`. Any other device: `reference`.
 
-Kernels that can't be built or loaded are told of in one warning, and that device goes on with `cudnn`.
+Kernels are compiled and loaded when the path is chosen; where they can't be, one warning says why, and `cudnn` runs.
 
 ==============  =====================================================================================================
 ``reference``   the equations of `asr.lstm.reference`, a frame at a time: any device, any floating type
@@ -22,6 +22,7 @@ Inside `torch.compile` and `torch.export`, `cpu` and `cudnn` are the op of `asr.
 import dataclasses
 import os
 import warnings
+from typing import cast
 
 import torch
 
@@ -34,7 +35,7 @@ PATHS = {
     "cudnn": "cuDNN, each direction by itself",
     "fused": "a layer's recurrence as one kernel",
 }
-_broken: dict[torch.device, str] = {}  # where the kernels could not be had, and why
+_asked: dict[tuple[torch.device, torch.dtype, int], str | None] = {}  # GPU, type and size: why not fused
 
 VARIABLE = "ASR_LSTM"
 
@@ -83,21 +84,28 @@ def choose(device: torch.device, dtype: torch.dtype, hidden: int, gate_dropout: 
     return Choice("reference", f"no other path runs on {device.type}")
 
 
-def give_up(device: torch.device, reason: str) -> None:
-    """Leave the kernels of `device` alone from now on, and say so once."""
-    if device not in _broken:
-        _broken[device] = reason
-        warnings.warn(f"asr.lstm: no fused kernels on {device}, cuDNN runs instead: {reason}", stacklevel=2)
-
-
 def _without_kernels(device: torch.device, dtype: torch.dtype, hidden: int) -> str | None:
-    """Why the fused kernels can't run there; None where they can."""
-    if device in _broken:
-        return _broken[device]
+    """Why the fused kernels can't run there; None where they can, and are compiled and loaded."""
     if device.type in op.SCANS and device.type != "cuda":  # the host emulation of the tests
         return launch.why_not((9, 0), hidden, dtype)
     if device.type != "cuda":
         return f"the kernels run on NVIDIA GPUs, not on {device.type}"
     if not torch.cuda.is_available():
         return "torch finds no GPU here"
-    return launch.why_not(torch.cuda.get_device_capability(device), hidden, dtype)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _on_gpu(torch.device("cuda", index), dtype, hidden)
+
+
+@torch.compiler.assume_constant_result
+def _on_gpu(device: torch.device, dtype: torch.dtype, hidden: int) -> str | None:
+    """As `_without_kernels`, asked once of each GPU, type and size."""
+    key = device, dtype, hidden
+    if key not in _asked:
+        _asked[key] = launch.why_not(torch.cuda.get_device_capability(device), hidden, dtype)
+        if _asked[key] is None:
+            _asked[key] = cast(launch.CudaScans, op.scans_for(device)).why_not(device, hidden, dtype)
+            if _asked[key]:
+                warnings.warn(
+                    f"asr.lstm: no fused kernels on {device}, cuDNN runs instead: {_asked[key]}", stacklevel=2
+                )
+    return _asked[key]

@@ -1,4 +1,4 @@
-"""The fused LSTM's first hour on a GPU, in one command of about 20 minutes: is it right, is it repeatable, how fast.
+"""The fused LSTM's first run on a GPU, in one command of about 20 minutes: is it right, is it repeatable, how fast.
 
     python scripts/bench/lstm_gpu.py --out docs/results/lstm_gpu.json [--steps facts,smallest] [--again]
 

@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from asr import config
+
 
 def main() -> None:
     """Train, evaluate, write; print a line a run and the mean."""
@@ -69,7 +71,11 @@ def measure(recipe: str, name: str, overrides: list[str]) -> dict[str, Any]:
     asr = [sys.executable, "-m", "asr.cli"]
     folder = Path("runs") / recipe / name
     command = [*asr, "train", f"recipe={recipe}", f"name={name}", *overrides]
-    if not (folder / "result.json").exists():
+    if (folder / "result.json").exists():
+        done, wanted = config.load(str(folder / "config.yaml"), []), config.load(recipe, command[5:])
+        if done != wanted:
+            sys.exit(f"{folder}: was trained with other settings than {recipe} has now; move it away")
+    else:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     settings = json.loads(subprocess.check_output([*asr, "info", "--json", str(folder / "model.safetensors")]))
     test = settings["training"]["settings"]["data"]["test"]
