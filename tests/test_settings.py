@@ -147,14 +147,14 @@ TOGETHER = [
         ["model.channels=null"],
         "model.channels is null, but model.convolutions need it; set a number, such as 256",
     ),
-    (["augment.speed_min=1.3"], "augment.speed_min=1.3 is above augment.speed_max=1.2; lower it"),
+    (["augment.speed_min=1.3"], "augment.speed_min=1.3 is above augment.speed_max=1.1; lower it"),
     (["augment.frequency_width=41"], "augment.frequency_width=41 is more than a frame has (40); lower it"),
     (
-        ["augment.frequency_masks=0"],
+        ["augment.frequency_width=8"],
         "augment.frequency_width has no effect while augment.frequency_masks is 0",
     ),
     (
-        ["augment.time_share=0"],
+        ["augment.time_masks=2"],
         "augment.time_masks has no effect while augment.time_share is 0; set both or neither",
     ),
     (

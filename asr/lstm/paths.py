@@ -96,7 +96,6 @@ def _without_kernels(device: torch.device, dtype: torch.dtype, hidden: int) -> s
     return _on_gpu(torch.device("cuda", index), dtype, hidden)
 
 
-@torch.compiler.assume_constant_result
 def _on_gpu(device: torch.device, dtype: torch.dtype, hidden: int) -> str | None:
     """As `_without_kernels`, asked once of each GPU, type and size."""
     key = device, dtype, hidden

@@ -17,7 +17,7 @@ RIGHT = [
     (["recipe=fsdd"], ("data", "train"), "data/fsdd/train.jsonl"),
     (["recipe=fsdd", "optim.lr=1e-3"], ("optim", "lr"), 0.001),
     (["optim.lr=1e-3", "recipe=fsdd"], ("optim", "lr"), 0.001),
-    (["recipe=fsdd", "model.hidden=9", "model=blstm"], ("model", "hidden"), 9),
+    (["recipe=fsdd", "augment.join=9", "augment=light"], ("augment", "join"), 9),
     (["recipe=fsdd", "name=1e3"], ("name",), "1e3"),
     (["recipe=fsdd", "data.train=my=file"], ("data", "train"), "my=file"),
     (["recipe=fsdd", "data.train=a,b"], ("data", "train"), "a,b"),
