@@ -109,6 +109,8 @@ def train_epoch(
             if position.batch % accumulate == 0 or position.batch == len(groups):
                 _update(run, position, batch, losses, total_steps)
                 status = stop()
+                if status is not None:
+                    ready.close()  # its thread is to have ended before Python does
                 if status is not None or time.monotonic() - saved > config.training.save_minutes * 60:
                     save_state(run, position, folder)
                     saved = time.monotonic()

@@ -82,8 +82,7 @@ def device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=1234))
-    code = lambda kernel, macros, arch, fresh=False: (kernel, macros, arch, fresh)  # noqa: E731
-    monkeypatch.setattr(nvrtc, "cubin", code)
+    monkeypatch.setattr(nvrtc, "cubin", lambda kernel, macros, arch, fresh=False: (kernel, macros, arch, fresh))
 
 
 def forward(driver, hidden=512, batch=20, keep=True, **options):

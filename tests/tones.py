@@ -50,6 +50,11 @@ def waveform(text: str, draw: np.random.Generator) -> np.ndarray:
     return (samples + 0.003 * draw.standard_normal(len(samples))).astype(np.float32)
 
 
+def letters(draw: np.random.Generator) -> str:
+    """A word of 1 to 3 letters."""
+    return "".join(draw.choice(list(HERTZ), draw.integers(1, 4)))
+
+
 def write_corpus(folder: Path, train: int = 40, dev: int = 8, seed: int = 0, vocabulary: tuple[str, ...] = ()) -> Path:
     """Write FLAC files and manifests train.jsonl, dev.jsonl; returns the folder."""
     draw = np.random.default_rng(seed)
@@ -57,8 +62,7 @@ def write_corpus(folder: Path, train: int = 40, dev: int = 8, seed: int = 0, voc
     for split, count in (("train", train), ("dev", dev)):
         utterances = []
         for number in range(count):
-            letters = lambda: "".join(draw.choice(list(HERTZ), draw.integers(1, 4)))  # noqa: E731
-            words = [draw.choice(vocabulary) if vocabulary else letters() for _ in range(draw.integers(1, 4))]
+            words = [draw.choice(vocabulary) if vocabulary else letters(draw) for _ in range(draw.integers(1, 4))]
             samples = waveform(" ".join(words), draw)
             name = f"{split}{number}.flac"
             soundfile.write(folder / name, samples, RATE, subtype="PCM_16")

@@ -69,14 +69,14 @@ def choose(device: torch.device, dtype: torch.dtype, hidden: int, gate_dropout: 
     needed = {"cpu": "cpu", "cudnn": "cuda"}.get(forced, device.type)
     if needed != device.type:
         raise ValueError(f"{VARIABLE}={forced}: runs on {needed} only, not on {device.type}; set {VARIABLE}=auto")
-    without = _without_kernels(device, dtype, hidden)
-    if forced == "fused" and without:
-        raise ValueError(f"{VARIABLE}=fused: {without}; set {VARIABLE}=auto")
     if gate_dropout:
         return Choice("reference", "it alone can drop gates")
+    if forced == "fused" and (without := _without_kernels(device, dtype, hidden)):
+        raise ValueError(f"{VARIABLE}=fused: {without}; set {VARIABLE}=auto")
     if forced != "auto":
         return Choice(forced, f"{VARIABLE} says so")
     if device.type == "cuda":
+        without = _without_kernels(device, dtype, hidden)
         return Choice("cudnn", without) if without else Choice("fused", "the GPU and the type are covered")
     if device.type == "cpu":
         kernel = "oneDNN" if dtype == torch.float32 else f"torch's own, as oneDNN has none for {dtype}"

@@ -166,7 +166,7 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(settings, uninterrupted,
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == status
+    assert process.returncode == status, errors
     assert "run the same command to go on" in errors.splitlines()[-1]
     assert "Traceback" not in errors
 

@@ -61,8 +61,8 @@ SHAPES = [
 
 
 def shape_for(hidden: int, tiles: int, dtype: torch.dtype) -> Shape:
-    """The shape for a padded hidden size (a multiple of 64, at most 512)."""
-    return Shape(hidden // UNITS, tiles, dtype == torch.float16)
+    """The shape for a hidden size, which is padded to whole pairs of blocks (64 units)."""
+    return Shape(-(-hidden // (2 * UNITS)) * 2, tiles, dtype == torch.float16)
 
 
 def why_not(capability: tuple[int, int], hidden: int, dtype: torch.dtype, max_cluster: int | None = None) -> str | None:
@@ -82,7 +82,7 @@ def why_not(capability: tuple[int, int], hidden: int, dtype: torch.dtype, max_cl
         return f"hidden size {hidden}: the kernels hold 1 to {LARGEST} units"
     if max_cluster is None:
         max_cluster = 16 if capability < (12, 0) else 8  # consumer parts take the portable size only
-    cluster = -(-hidden // (2 * UNITS)) * 2
+    cluster = shape_for(hidden, 1, dtype).cluster
     if cluster > max_cluster:
         return f"hidden size {hidden} needs clusters of {cluster} blocks, the device takes {max_cluster}"
     return None
@@ -183,10 +183,9 @@ class CudaScans:
         """As the function `why_not`, and whether the kernels can be compiled and loaded here, which it does."""
         if reason := why_not(torch.cuda.get_device_capability(device), hidden, dtype):
             return reason
-        shape = Shape(-(-hidden // (2 * UNITS)) * 2, 1, dtype == torch.float16)
         try:
             for name in ("forward", "backward"):
-                self.kernel(name, shape, device)
+                self.kernel(name, shape_for(hidden, 1, dtype), device)
         except Unavailable as error:
             return str(error)
         return None
