@@ -14,6 +14,7 @@ FILES = sorted((ROOT / "asr").rglob("*.py"))
 ORDER = [
     "errors",
     "files",
+    "compiled",
     "audio",
     "features",
     "augment",
@@ -51,7 +52,7 @@ ORDER = [
 ]
 
 # What only one file may import, and what none may: a pickle can run code.
-ALONE = {"torchaudio": {"features"}, "hydra": {"config"}, "omegaconf": {"config"}, "argparse": {"cli"}}
+ALONE = {"torchaudio": {"features"}, "hydra": {"config"}, "omegaconf": {"config"}, "argparse": {"cli"}, "numba": {"compiled"}}
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -1,97 +1,16 @@
-"""The command line: `asr VERB`. Parses, calls, prints; nothing else of asr prints or exits.
-
-Results go to standard output, progress and remarks to standard error. Exit status: 0 done; 1 an input or a run failed
-(named); 2 an argument, override, recipe or model is wrong, before work starts; 130 and 143 on signals, state saved.
-"""
+"""The verbs of a trained model: `asr transcribe`, `evaluate`, `score`, `info`."""
 
 import argparse
-import difflib
 import json
-import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
-import asr
-from asr.errors import AsrError, InputError
-
-# torch takes seconds to import: each verb imports what it needs, and `asr --help` nothing.
+from asr.errors import InputError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    try:
-        parser = _parser()
-        args, unknown = parser.parse_known_args(arguments)
-        rest = {"train": "overrides", "transcribe": "inputs"}.get(args.verb)
-        if unknown and rest and not any(word.startswith("-") and word != "-" for word in unknown):
-            setattr(args, rest, [*getattr(args, rest), *unknown])  # argparse ends a list at the first flag
-        elif unknown:
-            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return args.run(args)
-    except AsrError as error:
-        sys.stderr.write(f"asr: {error}\n")
-        return error.status
-    except KeyboardInterrupt:
-        sys.stderr.write("asr: interrupted\n")
-        return 130
-    except BrokenPipeError:  # the reader of standard output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line that name the nearest right word."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        known = list(self._option_string_actions)
-        for action in self._actions:
-            known += list(action.choices) if isinstance(action, argparse._SubParsersAction) else []
-        wrong = [word.strip("',") for word in message.replace("invalid choice: ", "").split()]
-        near = [match for word in wrong for match in difflib.get_close_matches(word, known, 1, 0.6) if word != match]
-        hint = f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
-        raise InputError(message.split(" (choose from")[0] + hint, status=2)
-
-
-def _parser() -> _Parser:
-    """All verbs and their flags."""
-    parser = _Parser(prog="asr", description="Train, run and measure speech recognisers (bidirectional LSTM, CTC).")
-    parser.add_argument("--version", action="version", version=f"asr {asr.__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, run: Any, summary: str, **settings: Any) -> _Parser:
-        added: _Parser = verbs.add_parser(name, help=summary, description=summary, **settings)
-        added.set_defaults(run=run, parser=added)
-        added.add_argument("-q", "--quiet", action="store_true", help="no progress and no remarks")
-        return added
-
-    _add_training_verbs(verb)
-    _add_model_verbs(verb)
-    return parser
-
-
-def _add_training_verbs(verb: Callable[..., _Parser]) -> None:
-    prepare = verb("prepare", _prepare, "Make a corpus's manifests from a local copy or a download.")
-    prepare.add_argument("corpus", help="fsdd, fsdd_strings, yesno, an4, synth_digits")
-    prepare.add_argument("--source", type=Path, help="folder of a local copy (else ASR_DATA, else a download)")
-    prepare.add_argument("--out", type=Path, default=Path("data"), help="folder of prepared corpora (data)")
-    prepare.add_argument("--no-download", action="store_true", help="an error where no local copy is found")
-
-    train = verb("train", _train, "Train a recogniser by a recipe.", add_help=False)
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, then settings to change")
-    train.add_argument("-h", "--help", action="store_true", help="this help, the recipes and all settings")
-    train.add_argument("--multirun", action="store_true", help="comma lists become one run each, in turn")
-    train.add_argument("--dry-run", action="store_true", help="print the settings (a recipe) and stop")
-    train.add_argument("--overfit-one-batch", action="store_true", help="can the model learn one batch by heart?")
-
-
-def _add_model_verbs(verb: Callable[..., _Parser]) -> None:
+def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the verbs and their flags."""
     transcribe = verb("transcribe", _transcribe, "Transcribe recordings: files, folders, manifests, - for stdin.")
     transcribe.add_argument("inputs", nargs="+", metavar="INPUT", help="audio file, folder, manifest.jsonl, or -")
     _add_model(transcribe)
@@ -135,84 +54,6 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples for the interval (1000; 0: none)")
     parser.add_argument("--by", choices=["speaker"], help="draw the interval over speakers, not utterances")
     parser.add_argument("--json", action="store_true", help="the result as JSON")
-
-
-def _prepare(args: argparse.Namespace) -> int:
-    from asr import corpora
-    from asr.console import Screen
-
-    screen = Screen(args.quiet)
-    manifests = corpora.prepare(args.corpus, args.out, args.source, download=not args.no_download, say=screen.say)
-    for split, path in manifests.items():
-        print(f"{split}\t{path}")
-    return 0
-
-
-def _train(args: argparse.Namespace) -> int:
-    from asr import config
-
-    if args.help:
-        print(f"{args.parser.format_help()}\n{config.help_text()}")
-        return 0
-    recipe = [item.removeprefix("recipe=") for item in args.overrides if item.startswith("recipe=")]
-    overrides = [item for item in args.overrides if not item.startswith("recipe=")]
-    if len(recipe) != 1:
-        raise InputError(f"give one recipe=NAME; recipes are {', '.join(config.recipes())}", status=2)
-    jobs = config.expand(overrides) if args.multirun else [overrides]
-    configs = [config.load(recipe[0], job) for job in jobs]
-    if args.dry_run:
-        for settings in configs:
-            print(config.to_yaml(settings), end="")
-        return 0
-    from asr.console import Screen
-    from asr.run_folder import is_finished, run_path
-
-    screen, stop = Screen(args.quiet), _Signals()
-    name = config.name_of(recipe[0])
-    for settings in configs:
-        if args.multirun and is_finished(run_path(settings, name)):
-            screen.say(f"{run_path(settings, name)}: finished already")
-        elif status := _train_one(args, settings, name, screen, stop):
-            return status
-    return 0
-
-
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "_Signals") -> int:
-    """Prepare the corpus where its manifests are missing, then train one run."""
-    from asr import corpora, train
-
-    manifest = Path(settings.data.train)
-    if settings.data.corpus and not manifest.exists():
-        corpora.prepare(settings.data.corpus, manifest.parent.parent, say=screen.say)
-    if args.overfit_one_batch:
-        learnt = train.overfit_one_batch(settings, 500, screen.say)
-        print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
-        return 0 if learnt else 1
-    with screen.training() as bar:
-        result = train.train(settings, recipe, say=screen.say, show=bar.show, stop=stop.status)
-    bounds = result.dev["interval"] or (float("nan"), float("nan"))
-    low, high = (float("inf") if bound is None else 100 * bound for bound in bounds)
-    print(f"dev WER {100 * result.dev['rate']:.2f} % [{low:.2f}, {high:.2f}] of {result.dev['count']} words")
-    print(f"best model: {result.model} (epoch {result.best_epoch + 1} of {result.epochs})")
-    print(f"curves: {result.folder / 'curves.png'}")
-    return 0
-
-
-class _Signals:
-    """Notes the first SIGINT or SIGTERM, so that training can save and stop; a second SIGINT ends at once."""
-
-    def __init__(self) -> None:
-        self._status: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        self._status = 128 + number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def status(self) -> int | None:
-        """The exit status that a signal asks for, or None."""
-        return self._status
 
 
 def _transcribe(args: argparse.Namespace) -> int:
@@ -338,7 +179,3 @@ def _info(args: argparse.Namespace) -> int:
     else:
         print(checkpoint.describe(args.model))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The verbs of training: `asr prepare` and `asr train`."""
+
+import argparse
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from asr.errors import InputError
+
+
+def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the verbs and their flags."""
+    prepare = verb("prepare", _prepare, "Make a corpus's manifests from a local copy or a download.")
+    prepare.add_argument("corpus", help="fsdd, fsdd_strings, yesno, an4, synth_digits")
+    prepare.add_argument("--source", type=Path, help="folder of a local copy (else ASR_DATA, else a download)")
+    prepare.add_argument("--out", type=Path, default=Path("data"), help="folder of prepared corpora (data)")
+    prepare.add_argument("--no-download", action="store_true", help="an error where no local copy is found")
+
+    train = verb("train", _train, "Train a recogniser by a recipe.", add_help=False)
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, then settings to change")
+    train.add_argument("-h", "--help", action="store_true", help="this help, the recipes and all settings")
+    train.add_argument("--multirun", action="store_true", help="comma lists become one run each, in turn")
+    train.add_argument("--dry-run", action="store_true", help="print the settings (a recipe) and stop")
+    train.add_argument("--overfit-one-batch", action="store_true", help="can the model learn one batch by heart?")
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from asr import corpora
+    from asr.console import Screen
+
+    screen = Screen(args.quiet)
+    manifests = corpora.prepare(args.corpus, args.out, args.source, download=not args.no_download, say=screen.say)
+    for split, path in manifests.items():
+        print(f"{split}\t{path}")
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from asr import config
+
+    if args.help:
+        print(f"{args.parser.format_help()}\n{config.help_text()}")
+        return 0
+    recipe = [item.removeprefix("recipe=") for item in args.overrides if item.startswith("recipe=")]
+    overrides = [item for item in args.overrides if not item.startswith("recipe=")]
+    if len(recipe) != 1:
+        raise InputError(f"give one recipe=NAME; recipes are {', '.join(config.recipes())}", status=2)
+    jobs = config.expand(overrides) if args.multirun else [overrides]
+    configs = [config.load(recipe[0], job) for job in jobs]
+    if args.dry_run:
+        for settings in configs:
+            print(config.to_yaml(settings), end="")
+        return 0
+    from asr.console import Screen
+    from asr.run_folder import is_finished, run_path
+
+    screen, stop = Screen(args.quiet), _Signals()
+    name = config.name_of(recipe[0])
+    for settings in configs:
+        if args.multirun and is_finished(run_path(settings, name)):
+            screen.say(f"{run_path(settings, name)}: finished already")
+        elif status := _train_one(args, settings, name, screen, stop):
+            return status
+    return 0
+
+
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "_Signals") -> int:
+    """Prepare the corpus where its manifests are missing, then train one run."""
+    from asr import corpora, train
+
+    manifest = Path(settings.data.train)
+    if settings.data.corpus and not manifest.exists():
+        corpora.prepare(settings.data.corpus, manifest.parent.parent, say=screen.say)
+    if args.overfit_one_batch:
+        learnt = train.overfit_one_batch(settings, 500, screen.say)
+        print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
+        return 0 if learnt else 1
+    with screen.training() as bar:
+        result = train.train(settings, recipe, say=screen.say, show=bar.show, stop=stop.status)
+    bounds = result.dev["interval"] or (float("nan"), float("nan"))
+    low, high = (float("inf") if bound is None else 100 * bound for bound in bounds)
+    print(f"dev WER {100 * result.dev['rate']:.2f} % [{low:.2f}, {high:.2f}] of {result.dev['count']} words")
+    print(f"best model: {result.model} (epoch {result.best_epoch + 1} of {result.epochs})")
+    print(f"curves: {result.folder / 'curves.png'}")
+    return 0
+
+
+class _Signals:
+    """Notes the first SIGINT or SIGTERM, so that training can save and stop; a second SIGINT ends at once."""
+
+    def __init__(self) -> None:
+        self._status: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._status = 128 + number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def status(self) -> int | None:
+        """The exit status that a signal asks for, or None."""
+        return self._status
