@@ -27,7 +27,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 AVAILABLE = numba is not None and not numba.config.DISABLE_JIT
 
 
-def compiled(function: _Function) -> _Function:
+def compiled(function: _Function, **options: Any) -> _Function:
     """The function as machine code without the interpreter lock, from the cache where it is there."""
     if not AVAILABLE:
         return function
@@ -36,10 +36,20 @@ def compiled(function: _Function) -> _Function:
     try:
         if folder is not None:
             numba.config.CACHE_DIR = str(folder)
-        jitted: _Function = numba.njit(nogil=True, cache=folder is not None)(function)
+        jitted: _Function = numba.njit(nogil=True, cache=folder is not None, **options)(function)
     finally:
         numba.config.CACHE_DIR = before
     return jitted
+
+
+def bare(function: _Function) -> _Function:
+    """As `compiled`, for loops that make no arrays: they do not count references to them, and are twice as fast."""
+    return compiled(function, _nrt=False)
+
+
+def inlined(function: _Function) -> _Function:
+    """A short function, without arrays of its own, that becomes part of the compiled ones that call it."""
+    return numba.njit(nogil=True, inline="always", _nrt=False)(function) if AVAILABLE else function
 
 
 def is_ready(function: Callable[..., Any]) -> bool:
@@ -72,6 +82,6 @@ def _source_hash() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         source = path.read_bytes()
-        if b"@compiled" in source:
+        if b"asr.compiled" in source:
             digest.update(source)
     return digest.hexdigest()[:16]

@@ -52,7 +52,13 @@ ORDER = [
 ]
 
 # What only one file may import, and what none may: a pickle can run code.
-ALONE = {"torchaudio": {"features"}, "hydra": {"config"}, "omegaconf": {"config"}, "argparse": {"cli"}, "numba": {"compiled"}}
+ALONE = {
+    "torchaudio": {"features"},
+    "hydra": {"config"},
+    "omegaconf": {"config"},
+    "argparse": {"cli"},
+    "numba": {"compiled"},
+}
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -1,0 +1,1 @@
+"""Decoding: prefix beam search with language models, lexica and hot words."""

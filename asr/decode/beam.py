@@ -1,0 +1,318 @@
+"""CTC prefix beam search: emissions -> the best hypotheses, with language model, lexicon and hot words.
+
+    search = BeamSearch(tokens, lm=NGram.load("words.arpa.gz"))
+    best = search.decode(log_probs)[0]
+
+A hypothesis's score is the log-probability of its tokens, summed over all alignments, plus what the language model,
+the word bonus and the hot words give; a hypothesis shows the four apart. The loops are in `asr.decode.search`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asr import ctc
+from asr.ctc import Hypothesis
+from asr.decode import prefixes, search
+from asr.decode.lexicon import Lexicon
+from asr.decode.ngram import NGram
+from asr.decode.search import ALIVE, NEEDED, NODE, USED, Prefixes
+from asr.decode.vocabulary import Vocabulary
+from asr.errors import InputError
+
+_ROOM = 4096  # nodes to begin with
+_KEPT_FRAMES = 1 << 15  # more frames of one utterance are not kept for exact sums (22 minutes at 25 a second)
+_HORIZON, _SETTLE = 1000, 500  # frames after which, looked at so often, the best prefix's beginning is settled for all
+_NEAR, _MORE = 0.5, 4  # the exact sum may change the order of hypotheses this near the best (nats), of so many more
+_NOTHING = Hypothesis("", -math.inf, -math.inf)  # nothing fits: a frame gave 0 to all that was possible
+
+
+class BeamSearch:
+    """A search for any number of utterances, also in several threads at once.
+
+    Args:
+        tokens: the model's tokens, blank first.
+        lm: of words, or of the model's tokens themselves (its vocabulary tells).
+        lexicon: only these words can come out; without one every word can, at a price where `lm` does not know it.
+        hot_words: phrases with their weights, in nats: what each place in the text where a phrase stands adds.
+        beam: prefixes kept after every frame.
+        nbest: hypotheses that `decode` returns at most.
+        token_min: log-probability under which a token is not tried in a frame (the best one always is).
+        token_top: tokens tried in a frame at most; 0: any number.
+        beam_min: a prefix this many nats (a negative number) under the best is dropped.
+        lm_weight: factor on the language model's natural logarithms (0.5).
+        word_bonus: nats a word (1.5 with a language model of words, else 0).
+        unknown: nats (a negative number) for a word that `lm` does not know, beside its `<unk>` (-10).
+        best_path: rank by the best alignment, not by the sum over all.
+
+    Raises:
+        InputError: a setting is out of range or has no effect, a word or hot word can't be spelled in the tokens, or no
+            word of the language model can (status 2).
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        lm: NGram | None = None,
+        lexicon: Lexicon | None = None,
+        hot_words: Mapping[str, float] | None = None,
+        beam: int = 100,
+        nbest: int = 1,
+        token_min: float = -5.0,
+        token_top: int = 0,
+        beam_min: float = -10.0,
+        lm_weight: float | None = None,
+        word_bonus: float | None = None,
+        unknown: float | None = None,
+        best_path: bool = False,
+    ) -> None:
+        given = {
+            "beam": beam,
+            "nbest": nbest,
+            "token_min": token_min,
+            "token_top": token_top,
+            "beam_min": beam_min,
+            "lm_weight": lm_weight,
+            "word_bonus": word_bonus,
+            "unknown": unknown,
+            "best_path": best_path,
+        }
+        self.vocabulary = Vocabulary(tokens, lm, lexicon, hot_words or {}, given)
+        self.settings = {"kind": "beam", **self.vocabulary.settings}
+
+    def decode(self, log_probs: Tensor | np.ndarray) -> list[Hypothesis]:
+        """The hypotheses of one utterance, best first, no two of the same text; at least one.
+
+        Args:
+            log_probs: `(frames, tokens)`, log-probabilities.
+
+        Raises:
+            InputError: the shape is wrong, a value is NaN, or a frame's probabilities do not sum to 1.
+        """
+        stream = self.stream()
+        stream.feed(log_probs)
+        return stream.finish()
+
+    def stream(self) -> "Stream":
+        """A search that takes an utterance's frames in pieces, without end if need be."""
+        return Stream(self.vocabulary)
+
+
+class Stream:
+    """One utterance in pieces; how it is cut changes nothing, not a bit. Made by `BeamSearch.stream`.
+
+    On long input the hypotheses are made to agree on what lies `_HORIZON` frames back (40 s at 25 a second): else the
+    beam would fill with ways to hear words long past, and memory with their continuations.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._own = vocabulary
+        width, tokens = vocabulary.knobs.width, len(vocabulary.tokens.starts)
+        self._nodes = np.zeros(_ROOM, NODE)
+        self._nodes[0] = vocabulary.root
+        self._keys, self._ids = np.full(2 * _ROOM, -1, np.int64), np.zeros(2 * _ROOM, np.int32)
+        self._beam = _prefixes(width)
+        self._beam.blank[0], self._beam.total[0], self._beam.last[0] = 1.0, 1.0, -1
+        self._picks, self._probs = np.zeros(tokens, np.int32), np.zeros(tokens)
+        self._make_frame(_ROOM)
+        self._counts, self._scale = np.array([1, 1, 0, 0]), np.zeros(1)
+        self._frames = 0
+        self._rows: list[np.ndarray] = []  # none of them where they became too many to keep
+        self._settled: list[np.ndarray] = []  # the nodes with which all hypotheses begin
+
+    def feed(self, log_probs: Tensor | np.ndarray) -> None:
+        """Take in frames: `(frames, tokens)`, log-probabilities. Raises InputError as `BeamSearch.decode` does."""
+        rows, done = checked(log_probs, len(self._own.tokens.starts), self._frames), 0
+        while done < len(rows):
+            limit = min(len(rows), done + _SETTLE - (self._frames + done) % _SETTLE)
+            done = self._search(rows[:limit], done)
+            if done < limit:
+                self._make_room()
+            elif (self._frames + done) % _SETTLE == 0:
+                prefixes.settle(self._nodes, self._beam, self._counts, self._frames + done - _HORIZON)
+        self._frames += len(rows)
+        self._rows.append(rows)
+        if self._frames > _KEPT_FRAMES:
+            self._rows.clear()
+
+    def partial(self) -> Hypothesis:
+        """What is heard so far: the best prefix as it stands, its last word perhaps not at its end."""
+        if not self._counts[ALIVE]:
+            return _NOTHING
+        best = int(self._beam.total[: self._counts[ALIVE]].argmax())
+        node = self._nodes[self._beam.node[best]]
+        given = self._own.parts(node)
+        acoustic = math.log(self._beam.total[best]) + self._scale[0] - self._own.potential(node)
+        return self._hypothesis(self._path(best), -1, acoustic + sum(given), acoustic, given)
+
+    def finish(self) -> list[Hypothesis]:
+        """The hypotheses, best first; the stream is at its end."""
+        alive, own = int(self._counts[ALIVE]), self._own
+        if not alive:
+            return [_NOTHING]
+        room = alive * own.knobs.choices
+        whose, score, word, parts = (
+            np.zeros(room, np.int64),
+            np.zeros(room),
+            np.zeros(room, np.int64),
+            np.zeros((room, 3)),
+        )
+        many = prefixes.finish(
+            own.arrays, self._nodes, self._beam, self._counts, self._scale, whose, score, word, parts
+        )
+        if not many:
+            return [self._unfinished()]
+        order = np.argsort(-score[:many], kind="stable").tolist()
+        nbest, rows = own.settings["nbest"], _joined(self._rows)
+        found: dict[str | int, tuple[float, float, int, np.ndarray]] = {}
+        for k in order:
+            near = score[k] > score[order[0]] - _NEAR and len(found) < nbest + _MORE
+            if not (near or len(found) < nbest):
+                break
+            path, given = self._path(int(whose[k])), float(parts[k].sum())
+            text = own.text(path, int(word[k])) if nbest > 1 else k
+            if text not in found:
+                acoustic = self._exact(rows, path, 0, float(score[k]) - given)
+                ranked = self._exact(rows, path, 1, float(score[k]) - given) if own.knobs.best_path else acoustic
+                found[text] = ranked + given, acoustic, k, path
+        best = sorted(found.values(), key=lambda one: -one[0])[:nbest]
+        return [
+            self._hypothesis(path, int(word[k]), total, acoustic, parts[k].tolist())
+            for total, acoustic, k, path in best
+        ]
+
+    def _search(self, rows: np.ndarray, done: int) -> int:
+        return search.search(
+            rows, done, self._frames, self._own.arrays, self._nodes, self._slots, self._keys, self._ids,
+            self._beam, self._found, self._sorting, self._picks, self._probs, self._counts, self._scale,
+        )  # fmt: skip
+
+    def _make_room(self) -> None:
+        """Drop the prefixes that no living one begins with, settle what all begin with, and grow where it is little."""
+        chain = np.zeros(self._counts[USED], NODE)
+        length = prefixes.compact(
+            self._own.tokens, self._own.knobs, self._nodes, self._keys, self._ids, self._beam, self._counts, chain
+        )
+        settled = chain[:length]
+        self._settled.append(settled[settled["token"] >= 0])
+        room, wanted = len(self._nodes), 2 * int(self._counts[USED] + self._counts[NEEDED])
+        if wanted > room:
+            room = 1 << (wanted - 1).bit_length()
+            self._nodes = np.concatenate([self._nodes, np.zeros(room - len(self._nodes), NODE)])
+            self._keys, self._ids = np.full(2 * room, -1, np.int64), np.zeros(2 * room, np.int32)
+            self._make_frame(room)
+            prefixes.index(self._own.tokens, self._own.knobs, self._nodes, self._keys, self._ids, self._counts)
+
+    def _make_frame(self, room: int) -> None:
+        """The arrays that one frame's work needs, for so many nodes."""
+        self._slots, self._found = np.full(room, -1, np.int32), _prefixes(room)
+        self._sorting = self._found.total.view(np.int64), np.zeros(1024, np.int32), np.zeros(room + len(self._probs))
+
+    def _path(self, i: int) -> np.ndarray:
+        """The nodes of prefix `i` of the beam, one a token."""
+        path = np.zeros(self._counts[USED], np.int32)
+        length = prefixes.trace(self._nodes, int(self._beam.node[i]), path)
+        if not self._settled:
+            return self._nodes[path[:length]]
+        settled = np.concatenate(self._settled)  # once; the next call finds it joined
+        self._settled = [settled]
+        nodes = np.empty(len(settled) + length, NODE)
+        nodes[: len(settled)], nodes[len(settled) :] = settled, self._nodes[path[:length]]
+        return nodes
+
+    def _exact(self, rows: np.ndarray | None, path: np.ndarray, best_path: int, searched: float) -> float:
+        """The log-probability of the tokens over all frames; `searched`, a lower bound, where these were not kept."""
+        if rows is None:
+            return searched if self._frames else 0.0
+        labels = np.ascontiguousarray(path["token"])
+        total = float(prefixes.forward(rows, labels, best_path))
+        if total < searched - 1e-6 and not best_path:  # it lost states on the way that were to matter
+            [total] = ctc.log_probability(
+                torch.from_numpy(rows.copy())[None], torch.tensor([len(rows)]), [labels.tolist()]
+            )
+        return max(total, searched) if best_path else total
+
+    def _unfinished(self) -> Hypothesis:
+        """The best prefix without its last word, which the lexicon has no end for."""
+        best = int(self._beam.total[: self._counts[ALIVE]].argmax())
+        path = self._path(best)
+        ends = np.flatnonzero(path["word"] >= 0)
+        if not len(ends):
+            return self._hypothesis(path[:0], -1, -math.inf, -math.inf, (0.0, 0.0, 0.0))
+        last = path[ends[-1]]
+        return self._hypothesis(path[: ends[-1]], int(last["word"]), -math.inf, -math.inf, self._own.parts(last))
+
+    def _hypothesis(
+        self, path: np.ndarray, ended: int, score: float, acoustic: float, given: Sequence[float]
+    ) -> Hypothesis:
+        path = _in_order(path)
+        return Hypothesis(
+            text=self._own.text(path, ended),
+            score=float(score),
+            acoustic=float(acoustic),
+            lm=given[0],
+            bonus=given[1],
+            hot=given[2],
+            tokens=tuple(path["token"].tolist()),
+            frames=tuple(zip(path["start"].tolist(), path["end"].tolist(), strict=True)),
+            words=self._own.spans(path, ended),
+        )
+
+
+def _prefixes(count: int) -> Prefixes:
+    """Room for so many."""
+    return Prefixes(np.zeros(count, np.int32), *np.zeros((3, count)), *np.zeros((2, count), np.int32))
+
+
+def checked(log_probs: Tensor | np.ndarray, tokens: int, before: int = 0) -> np.ndarray:
+    """Emissions as a read-only float32 array `(frames, tokens)`, `before` frames in front of them.
+
+    Raises:
+        InputError: the shape is wrong, a value is NaN, or a frame's probabilities do not sum to 1; the message says
+            what may have been given instead.
+    """
+    if isinstance(log_probs, Tensor):
+        log_probs = log_probs.detach().to("cpu", torch.float32).numpy()
+    rows = np.ascontiguousarray(log_probs, dtype=np.float32)
+    if rows.ndim != 2 or rows.shape[1] != tokens:
+        swapped = rows.ndim == 2 and rows.shape[0] == tokens
+        hint = "; are the axes swapped?" if swapped else ""
+        raise InputError(f"emissions have the shape {rows.shape}, not (frames, {tokens} tokens){hint}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = np.exp(rows).sum(1)
+    wrong = np.flatnonzero(~(np.abs(sums - 1) < 0.01))
+    if len(wrong):
+        raise InputError(f"emissions, frame {before + int(wrong[0])}: {_fault(rows[wrong[0]])}")
+    rows = rows.view()
+    rows.flags.writeable = False
+    return rows
+
+
+def _fault(row: np.ndarray) -> str:
+    """What is wrong with a frame whose probabilities do not sum to 1."""
+    if np.isnan(row).any():
+        return "a value is not a number (NaN)"
+    if (row == -np.inf).all():
+        return "every token has probability 0"
+    if abs(row.sum() - 1) < 0.01 and (row >= 0).all():
+        return "these are probabilities; take their logarithms"
+    return f"the probabilities sum to {np.exp(row.astype(np.float64)).sum():.4g}, not to 1; apply log_softmax"
+
+
+def _joined(rows: list[np.ndarray]) -> np.ndarray | None:
+    return np.concatenate(rows) if len(rows) > 1 else rows[0] if rows else None
+
+
+def _in_order(path: np.ndarray) -> np.ndarray:
+    """The nodes with times that do not run backwards.
+
+    A prefix that lives on may be entered again by a later alignment than the one its continuation came from.
+    """
+    path, number = path.copy(), np.arange(len(path))
+    path["start"] = np.minimum.accumulate((path["start"] - number)[::-1])[::-1] + number
+    path["end"][:-1] = np.minimum(path["end"][:-1], path["start"][1:])
+    path["end"] = np.maximum(path["end"], path["start"] + 1)
+    return path
