@@ -38,6 +38,7 @@ ORDER = [
     "settings",
     "recipe",
     "config",
+    "lm",
     "curves",
     "run_folder",
     "run",
@@ -52,7 +53,13 @@ ORDER = [
 ]
 
 # What only one file may import, and what none may: a pickle can run code.
-ALONE = {"torchaudio": {"features"}, "hydra": {"config"}, "omegaconf": {"config"}, "argparse": {"cli"}, "numba": {"compiled"}}
+ALONE = {
+    "torchaudio": {"features"},
+    "hydra": {"config"},
+    "omegaconf": {"config"},
+    "argparse": {"cli"},
+    "numba": {"compiled"},
+}
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -8,6 +8,7 @@ last line. What memory is taken depends on the lines that are there, not on what
 
 import dataclasses
 import gzip
+import itertools
 import re
 import zlib
 from collections.abc import Iterator
@@ -209,7 +210,7 @@ class _Vocabulary:
 
     def words(self) -> list[str]:
         content, places = self.blob.tobytes(), self.starts.tolist()
-        return [content[begin:end].decode() for begin, end in zip(places, places[1:], strict=False)]
+        return [content[begin:end].decode() for begin, end in itertools.pairwise(places)]
 
 
 def _unigrams(lines: _Lines, counts: list[int]) -> tuple[_Vocabulary, "_Tables"]:

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,13 +88,19 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """exp of minus the mean over all words and ends; not a number without sentences."""
+        """E to the power of minus the mean over all words and ends; not a number without sentences."""
         return _exp_mean(self.logprob, self.words + self.sentences)
 
     @property
     def known_perplexity(self) -> float:
         """The same without the unknown words, which still stand before others."""
         return _exp_mean(self.logprob - self.unknown_logprob, self.words + self.sentences - self.unknown)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values; null where there is no finite value."""
+        values = {"perplexity": self.perplexity, "known_perplexity": self.known_perplexity}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        return finite | dataclasses.asdict(self)
 
 
 def _exp_mean(logprob: float, count: int) -> float:
@@ -149,6 +156,7 @@ class NGram:
 
     @cached_property
     def words(self) -> list[str]:
+        """The vocabulary by id."""
         return self._content.text.decode().split("\n")[:-1]
 
     @cached_property

@@ -33,8 +33,10 @@ def scan(
         data: uint8, whole lines.
         order: words on a line.
         highest: no longer n-grams follow, so that a back-off has no sense.
-        begins, ends: to be filled: where an n-gram's words stand in `data`.
-        logprobs, backoffs: to be filled: natural logarithms; 0 where there is no back-off.
+        begins: to be filled: where an n-gram's words begin in `data`.
+        ends: to be filled: where they end.
+        logprobs: to be filled: natural logarithms.
+        backoffs: to be filled: natural logarithms; 0 where there is no back-off.
         lines: to be filled: how many lines stand before it in `data`.
 
     Returns:
@@ -163,10 +165,16 @@ def resolve(
     """Turn n-grams into the entry of their context and the number of their last word.
 
     Args:
-        data, begins, ends: as `scan` left them.
-        table, blob, starts: the words, as `fill_table` left them.
-        first, word: the entries of all lower orders.
-        contexts, words: to be filled.
+        data: as in `scan`.
+        begins: as `scan` filled it.
+        ends: as `scan` filled it.
+        table: as `fill_table` filled it.
+        blob: the words, as in `fill_table`.
+        starts: as in `fill_table`.
+        first: children of all entries of lower orders, as in `asr.decode.ngram.step`.
+        word: their last words.
+        contexts: to be filled.
+        words: to be filled.
 
     Returns:
         (-1, False), or the first n-gram with an unknown word (then True) or context.

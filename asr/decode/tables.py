@@ -95,8 +95,9 @@ def _layout(text: int, contexts: int, entries: int) -> tuple[list[int], int]:
 def _write(path: Path, content: Tables) -> None:
     """Write a file of tables atomically. Raises AsrError as `asr.files.atomic` does."""
     contexts, entries = len(content.arrays[3]), len(content.arrays[1])
-    starts, size = _layout(len(content.text), contexts, entries)
-    parts, at = [content.text], _START + len(content.text)
+    starts, _ = _layout(len(content.text), contexts, entries)
+    parts: list[bytes | memoryview] = [content.text]
+    at = _START + len(content.text)
     for start, kind, array in zip(starts, _KINDS, content.arrays, strict=True):
         parts += [bytes(start - at), np.ascontiguousarray(array, kind).data.cast("B")]
         at = start + array.nbytes
@@ -131,7 +132,7 @@ def _parse(mapped: mmap.mmap, sha256: str) -> Tables | None:
     words = mapped[_START : _START + text]
     arrays = first, word, logprob, backoff, suffix, follow
     bos, eos, unk = special
-    if not (0 <= min(special) and max(special) < size and _are_words(words, size) and _are_sound(arrays, size)):
+    if not (min(special) >= 0 and max(special) < size and _are_words(words, size) and _are_sound(arrays, size)):
         return None
     return Tables(words, size, arrays, (bos, eos, unk), order, sha256)
 
