@@ -38,6 +38,7 @@ ORDER = [
     "settings",
     "recipe",
     "config",
+    "lm",
     "curves",
     "run_folder",
     "run",

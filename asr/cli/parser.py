@@ -2,10 +2,11 @@
 
 import argparse
 import difflib
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import asr
-from asr.cli import models, training
+from asr.cli import lm, models, training
 from asr.errors import InputError
 
 
@@ -30,7 +31,17 @@ def build() -> Parser:
     """All verbs and their flags."""
     parser = Parser(prog="asr", description="Train, run and measure speech recognisers (bidirectional LSTM, CTC).")
     parser.add_argument("--version", action="version", version=f"asr {asr.__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verb = _adder(parser, "verb")
+    training.add(verb)
+    models.add(verb)
+    language: Parser = verb("lm", None, "Train and measure n-gram language models.")
+    lm.add(_adder(language, "lm_verb"))
+    return parser
+
+
+def _adder(parser: argparse.ArgumentParser, name: str) -> Callable[..., Any]:
+    """A function that adds a verb below `parser`; the chosen one will stand under `name`."""
+    verbs = parser.add_subparsers(dest=name, required=True, metavar="VERB")
 
     def verb(name: str, run: Any, summary: str, **settings: Any) -> Parser:
         added: Parser = verbs.add_parser(name, help=summary, description=summary, **settings)
@@ -38,6 +49,4 @@ def build() -> Parser:
         added.add_argument("-q", "--quiet", action="store_true", help="no progress and no remarks")
         return added
 
-    training.add(verb)
-    models.add(verb)
-    return parser
+    return verb

@@ -1,1 +1,1 @@
-"""Decoding: prefix beam search with language models, lexica and hot words."""
+"""Decoding: prefix beam search with n-gram language models, lexica and hot words."""

@@ -89,8 +89,8 @@ def finish(vocabulary, nodes, beam, counts, scale, whose, score, word, parts):
     """End every living prefix: its word (in each way that the lexicon has), its hot word, its sentence.
 
     Fills, an entry a hypothesis: `whose`, the prefix's place in the beam; `score`; `word`, the number of the word that
-    ended, -1 for none; `parts` `(hypotheses, 3)`: language model, bonus, hot words. Returns how many there are; a prefix
-    in a word that does not end there gives none.
+    ended, -1 for none; `parts` `(hypotheses, 3)`: language model, bonus, hot words. Returns how many there are; a
+    prefix in a word that does not end there gives none.
     """
     _, words, lm, phrases, knobs = vocabulary
     found = 0
@@ -121,7 +121,7 @@ def finish(vocabulary, nodes, beam, counts, scale, whose, score, word, parts):
 
 @compiled
 def trace(nodes, x, path):
-    """The numbers of the nodes from the root to `x` into `path`; returns how many (the root counts if it has a token)."""
+    """The numbers of the nodes from the root to `x` into `path`; returns how many (the root only with a token)."""
     length, y = 0, x
     while y >= 0 and nodes[y]["token"] >= 0:
         length, y = length + 1, int(nodes[y]["parent"])
@@ -136,8 +136,9 @@ def forward(rows, labels, best_path):
     """The log-probability of `labels` in the emissions `rows` `(frames, tokens)`, summed over all alignments.
 
     The forward recursion over the states blank, label, blank, ... (Graves et al. 2006, equations 5 to 8), scaled before
-    it gets too small. Too low, or -inf, where the labels are so unlikely that states are left aside which were to matter
-    after all: the sum of a search, a lower bound, shows that. `asr.ctc.log_probability` is slower, and leaves none aside.
+    it gets too small. Too low, or -inf, where the labels are so unlikely that states are left aside which were to
+    matter after all: the sum of a search, a lower bound, shows it. `asr.ctc.log_probability` is slower, and leaves none
+    aside.
     """
     count = len(labels)
     blank, label = np.zeros(count + 1), np.zeros(count + 1)  # blank k stands before label k
