@@ -83,7 +83,7 @@ def greedy(log_probs: Tensor, lengths: Tensor, tokens: Sequence[str] | None = No
     valid = torch.arange(path.shape[1], device=path.device) < lengths.to(path.device)[:, None]
     scores = (best.double() * valid).sum(1).tolist()
     rows = [_collapse(p[:n], b[:n]) for p, b, n in zip(path.tolist(), best.tolist(), lengths.tolist(), strict=True)]
-    exact = _log_probability(log_probs, lengths, [[token for token, *_ in row] for row in rows])
+    exact = log_probability(log_probs, lengths, [[token for token, *_ in row] for row in rows])
     return [
         Hypothesis(
             text=join([tokens[token] for token, *_ in row]) if tokens else "",
@@ -91,18 +91,18 @@ def greedy(log_probs: Tensor, lengths: Tensor, tokens: Sequence[str] | None = No
             acoustic=acoustic,
             tokens=tuple(token for token, *_ in row),
             frames=tuple((start, end) for _, start, end, _ in row),
-            words=_words(row, tokens) if tokens else (),
+            words=word_spans(row, tokens) if tokens else (),
         )
         for row, score, acoustic in zip(rows, scores, exact, strict=True)
     ]
 
 
-_Run = tuple[int, int, int, float]  # token, first frame, frame behind the last, highest log-probability
+Run = tuple[int, int, int, float]  # token, first frame, frame behind the last, highest log-probability
 
 
-def _collapse(path: list[int], best: list[float]) -> list[_Run]:
+def _collapse(path: list[int], best: list[float]) -> list[Run]:
     """The runs of equal tokens in a path of frames, blanks left out."""
-    runs: list[_Run] = []
+    runs: list[Run] = []
     start = 0
     for token, frames in itertools.groupby(path):
         end = start + len(list(frames))
@@ -112,23 +112,31 @@ def _collapse(path: list[int], best: list[float]) -> list[_Run]:
     return runs
 
 
-def _words(runs: list[_Run], tokens: Sequence[str]) -> tuple[WordSpan, ...]:
+def word_spans(runs: Sequence[Run], tokens: Sequence[str]) -> tuple[WordSpan, ...]:
     """Group a token sequence into words; a boundary, alone or in front of a token, begins the next one."""
-    groups: list[list[_Run]] = [[]]
+    groups: list[list[Run]] = [[]]
     for run in runs:
         if tokens[run[0]].startswith(BOUNDARY):
             groups.append([])
         if tokens[run[0]] != BOUNDARY:
             groups[-1].append(run)
-    words = []
-    for inside in filter(None, groups):
-        probability = min(1.0, math.exp(sum(run[3] for run in inside) / len(inside)))
-        words.append(WordSpan(join([tokens[run[0]] for run in inside]), inside[0][1], inside[-1][2], probability))
-    return tuple(words)
+    return tuple(word_span(join([tokens[run[0]] for run in inside]), inside) for inside in groups if inside)
 
 
-def _log_probability(log_probs: Tensor, lengths: Tensor, labels: list[list[int]]) -> list[float]:
-    """The exact log-probability of each label sequence, in float64 on the CPU."""
+def word_span(word: str, runs: Sequence[Run]) -> WordSpan:
+    """A word of these tokens; its probability is the geometric mean of theirs."""
+    probability = min(1.0, math.exp(sum(run[3] for run in runs) / len(runs)))
+    return WordSpan(word, runs[0][1], runs[-1][2], probability)
+
+
+def log_probability(log_probs: Tensor, lengths: Tensor, labels: list[list[int]]) -> list[float]:
+    """The exact log-probability of each label sequence, summed over its alignments, in float64 on the CPU.
+
+    Args:
+        log_probs: `(batch, frames, tokens)`.
+        lengths: `(batch,)` valid frames.
+        labels: of each utterance its token numbers.
+    """
     flat = torch.tensor([label for row in labels for label in row], dtype=torch.int64)
     counts = torch.tensor([len(row) for row in labels], dtype=torch.int64)
     return (-loss(log_probs.detach().double().cpu(), lengths.cpu(), flat, counts)).tolist()

@@ -141,6 +141,12 @@ Tokenizer = CharTokenizer | WordTokenizer
 units: dict[str, type[CharTokenizer] | type[WordTokenizer]] = {"characters": CharTokenizer, "words": WordTokenizer}
 
 
+def tokenizer(tokens: Sequence[str]) -> Tokenizer:
+    """The tokenizer that has these tokens. Raises InputError where there is none."""
+    whole = len(tokens) > 1 and all(token[:1] == BOUNDARY != token for token in tokens[1:])
+    return WordTokenizer(tokens) if whole else CharTokenizer(tokens)
+
+
 def _check(tokens: Sequence[str]) -> None:
     if not tokens or tokens[0] != BLANK:
         raise InputError(f"the token list starts with {tokens[:1]}, not with {BLANK!r}", status=2)
