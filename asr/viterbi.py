@@ -72,8 +72,9 @@ class _Row:
     def __init__(self, number: int, emissions: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:
         self.where = f"utterance {number}"
         self.emissions = np.ascontiguousarray(emissions)
-        self.labels = np.asarray(labels, dtype=np.int64)
+        self.labels = np.asarray(labels)
         self._check()
+        self.labels = self.labels.astype(np.int64)
         again = np.append(False, self.labels[1:] == self.labels[:-1])[: len(self.labels)]
         self.earliest = np.arange(len(self.labels)) + np.cumsum(again)  # a repeated label has a blank in front
         needed = int(self.earliest[-1]) + 1 if len(self.labels) else 0
@@ -90,8 +91,10 @@ class _Row:
                 f"{self.where}: emissions must be (frames, tokens) in float32 or float64, "
                 f"not {self.emissions.shape} in {self.emissions.dtype}"
             )
-        if self.labels.ndim != 1:
-            raise ValueError(f"{self.where}: labels must be (labels,), not {self.labels.shape}")
+        if self.labels.ndim != 1 or (self.labels.size and self.labels.dtype.kind not in "iu"):
+            raise ValueError(
+                f"{self.where}: labels must be whole numbers (labels,), not {self.labels.shape} in {self.labels.dtype}"
+            )
         tokens = self.emissions.shape[1]
         wrong = self.labels[(self.labels < 1) | (self.labels >= tokens)]
         if len(wrong):

@@ -23,6 +23,7 @@ ORDER = [
     "batches",
     "lstm",
     "model",
+    "viterbi",
     "ctc",
     "decode",
     "alignment",
@@ -45,6 +46,7 @@ ORDER = [
     "train",
     "recognizer",
     "evaluate",
+    "aligner",
     "bulk",
     "corpora",
     "console",
@@ -52,7 +54,13 @@ ORDER = [
 ]
 
 # What only one file may import, and what none may: a pickle can run code.
-ALONE = {"torchaudio": {"features"}, "hydra": {"config"}, "omegaconf": {"config"}, "argparse": {"cli"}, "numba": {"compiled"}}
+ALONE = {
+    "torchaudio": {"features"},
+    "hydra": {"config"},
+    "omegaconf": {"config"},
+    "argparse": {"cli"},
+    "numba": {"compiled"},
+}
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
