@@ -5,7 +5,7 @@ import difflib
 from typing import Any, NoReturn
 
 import asr
-from asr.cli import models, training
+from asr.cli import align, models, training
 from asr.errors import InputError
 
 
@@ -40,4 +40,5 @@ def build() -> Parser:
 
     training.add(verb)
     models.add(verb)
+    align.add(verb)
     return parser
