@@ -151,7 +151,8 @@ def align(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: T
         targets: `(sum of target_lengths,)`.
         target_lengths: `(batch,)`.
 
-    As torchaudio's `forced_align`, for batches and with all input checked; `asr.viterbi` says how, and which of equal
+    As torchaudio's `forced_align`, but for batches, with all input checked, and the best path also where two ways into
+    a state are equal and better than staying (there torchaudio 2.11 stays). `asr.viterbi` says how, and which of equal
     paths is taken. As many utterances at a time as torch has threads.
 
     Raises:

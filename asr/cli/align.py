@@ -12,7 +12,7 @@ from asr.errors import InputError
 
 def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the verb and its flags."""
-    align = verb("align", _align, "When each word and token of a known text was said: files, folders, manifests, -.")
+    align = verb("align", _align, "When each word of a known text was said: files, folders, manifests, - for stdin.")
     align.add_argument(
         "inputs",
         nargs="+",
