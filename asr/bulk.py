@@ -7,11 +7,12 @@ of its sub-folders, in name order), a manifest (``.jsonl``), or ``-`` for one re
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from asr import files, manifest
+from asr import aligner, files, manifest
+from asr.aligner import Alignment
 from asr.errors import InputError
 from asr.manifest import Utterance
 from asr.recognizer import Recognizer, Source
@@ -72,12 +73,12 @@ def collect(inputs: Sequence[str], read_stdin: Callable[[], bytes]) -> list[Reco
     return recordings
 
 
-def choose_formats(names: Sequence[str] | None) -> list[str]:
-    """The output formats asked for, `txt` where none is, all for `all`. Raises InputError (status 2)."""
-    chosen = list(formats) if names and "all" in names else list(dict.fromkeys(names or ["txt"]))
+def choose_formats(names: Sequence[str] | None, known: Collection[str] = formats) -> list[str]:
+    """The output formats asked for, the first one known where none is, all for `all`. Raises InputError (status 2)."""
+    chosen = list(known) if names and "all" in names else list(dict.fromkeys(names or list(known)[:1]))
     for name in chosen:
-        if name not in formats:
-            raise InputError(f"no output format {name!r}; known are {', '.join(formats)}, all", status=2)
+        if name not in known:
+            raise InputError(f"no output format {name!r}; known are {', '.join(known)}, all", status=2)
     return chosen
 
 
@@ -99,8 +100,53 @@ def transcribe(
         yield recording, result
 
 
+def reference(recording: Recording, given: str | None = None) -> str:
+    """What was said in a recording: its manifest line's `text`; else `given`; else the ``.txt`` file beside the audio.
+
+    Raises:
+        InputError: none of them is there, or the file can't be read.
+    """
+    if recording.utterance:
+        if recording.utterance.text is None:
+            raise InputError(f"line {recording.utterance.line}: key 'text' is missing; alignment needs what was said")
+        return recording.utterance.text
+    if given is not None:
+        return given
+    path = Path(recording.name).with_suffix(".txt")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8; save the text in that encoding") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; what was said stands there, or in --text") from error
+
+
+def align(
+    recognizer: Recognizer, recordings: Sequence[Recording], given: str | None = None, **settings: Any
+) -> Iterator[tuple[Recording, Alignment | InputError]]:
+    """Each recording with the times of its text, or with the reason why there are none, in order.
+
+    Args:
+        recognizer: the model.
+        recordings: see `collect`.
+        given: what was said, see `reference`.
+        settings: of `asr.aligner.align_many`.
+    """
+    texts: list[str | InputError] = []
+    for recording in recordings:
+        try:
+            texts.append(reference(recording, given))
+        except InputError as error:
+            texts.append(error)
+    results = aligner.align_many(recognizer, [recording.source for recording in recordings], texts, **settings)
+    for recording, result in zip(recordings, results, strict=True):
+        if isinstance(result, Alignment):
+            result = dataclasses.replace(result, audio_filepath=recording.name)
+        yield recording, result
+
+
 class OutputFolder:
-    """Transcripts as files, `FOLDER/STEM.FORMAT`, and the failures of a call in `failures.jsonl`.
+    """Transcripts or alignments as files, `FOLDER/STEM.FORMAT`, and the failures of a call in `failures.jsonl`.
 
     Args:
         folder: made where it does not exist.
@@ -123,10 +169,10 @@ class OutputFolder:
         """Whether all files of a recording are there."""
         return all(path.exists() for path in self._paths[id(recording)].values())
 
-    def write(self, recording: Recording, transcript: Transcript) -> None:
-        """Write a recording's files."""
+    def write(self, recording: Recording, content: Callable[[str], str]) -> None:
+        """Write a recording's files, with the `content` that each format has."""
         for form, path in self._paths[id(recording)].items():
-            files.write_text(path, rendered(recording, transcript, form))
+            files.write_text(path, content(form))
 
     def write_failures(self, failures: Sequence[tuple[Recording, InputError]]) -> None:
         """Write `failures.jsonl`, or remove one that is out of date."""

@@ -147,43 +147,41 @@ def align(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: T
 
     Args:
         log_probs: `(batch, frames, tokens)`.
-        lengths: `(batch,)` valid frames.
+        lengths: `(batch,)` valid frames; what lies behind them is not read.
         targets: `(sum of target_lengths,)`.
         target_lengths: `(batch,)`.
 
+    As torchaudio's `forced_align`, but for batches, with all input checked, and the best path also where two ways into
+    a state are equal and better than staying (there torchaudio 2.11 stays). `asr.viterbi` says how, and which of equal
+    paths is taken. As many utterances at a time as torch has threads.
+
     Raises:
-        ValueError: an utterance has fewer frames than its labels need.
+        ValueError: the shapes don't fit, a length is out of range; and what `asr.viterbi.best_paths` refuses: NaN or
+            +inf, a label that is no token, fewer frames than the labels need, no path with a probability above zero.
     """
-    rows = targets.cpu().split(target_lengths.tolist())
-    emissions = log_probs.detach().double().cpu()
-    return [_align(e[:n], row.tolist()) for e, n, row in zip(emissions, lengths.tolist(), rows, strict=True)]
+    from asr.viterbi import best_paths  # not at the top: it brings numba, which most users of this module do not need
+
+    _check_shapes(log_probs, lengths, targets, target_lengths)
+    emissions = log_probs.detach().cpu()
+    if emissions.dtype not in (torch.float32, torch.float64):
+        emissions = emissions.float()
+    rows = [row[:n].numpy() for row, n in zip(emissions, lengths.tolist(), strict=True)]
+    labels = [own.numpy() for own in targets.cpu().split(target_lengths.tolist())]
+    paths = best_paths(rows, labels, threads=torch.get_num_threads())
+    return [list(zip(path.starts.tolist(), path.ends.tolist(), strict=True)) for path in paths]
 
 
-def _align(emissions: Tensor, labels: list[int]) -> list[tuple[int, int]]:
-    """Viterbi over the states blank, label, blank, ... of one utterance: `(frames, tokens)`."""
-    if len(emissions) < frames_needed(labels):
-        raise ValueError(
-            f"{len(emissions)} frames cannot emit {len(labels)} labels, {frames_needed(labels)} are needed"
-        )
-    if not labels:
-        return []
-    states = torch.zeros(2 * len(labels) + 1, dtype=torch.int64)
-    states[1::2] = torch.tensor(labels)
-    can_skip = torch.zeros(len(states), dtype=torch.bool)
-    can_skip[3::2] = states[3::2] != states[1:-2:2]
-    infinity = torch.tensor(-math.inf, dtype=emissions.dtype)
-    score = torch.where(torch.arange(len(states)) < 2, emissions[0, states], infinity)
-    steps = []
-    for frame in emissions[1:]:
-        one = functional.pad(score, (1, 0), value=-math.inf)[:-1]
-        two = torch.where(can_skip, functional.pad(score, (2, 0), value=-math.inf)[:-2], infinity)
-        score, step = torch.stack([score, one, two]).max(dim=0)
-        score = score + frame[states]
-        steps.append(step.tolist())
-    state = len(states) - 1 if score[-1] >= score[-2] else len(states) - 2
-    path = [state]
-    for step in reversed(steps):
-        state -= step[state]
-        path.append(state)
-    path.reverse()
-    return [(path.index(s), len(path) - path[::-1].index(s)) for s in range(1, len(states), 2)]
+def _check_shapes(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> None:
+    if log_probs.ndim != 3:
+        raise ValueError(f"log_probs must be (batch, frames, tokens), not {tuple(log_probs.shape)}")
+    batch, frames, _ = log_probs.shape
+    for name, given in (("lengths", lengths), ("target_lengths", target_lengths)):
+        if given.shape != (batch,):
+            raise ValueError(f"{name} must be ({batch},), not {tuple(given.shape)}")
+    for number, (length, labels) in enumerate(zip(lengths.tolist(), target_lengths.tolist(), strict=True)):
+        if not 0 <= length <= frames:
+            raise ValueError(f"utterance {number}: length {length} is not one of 0 to {frames} frames")
+        if labels < 0:
+            raise ValueError(f"utterance {number}: {labels} labels")
+    if targets.shape != (total := int(target_lengths.sum()),):
+        raise ValueError(f"targets must be ({total},), the sum of target_lengths, not {tuple(targets.shape)}")

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +36,20 @@ class Decoder(Protocol):
 
     def decode(self, log_probs: Tensor) -> list[Hypothesis]:
         """The hypotheses of one utterance's log-probabilities `(frames, tokens)`, best first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Emissions:
+    """What a model makes of one recording.
+
+    `log_probs` are `(frames, tokens)` float32 on the CPU, `seconds` the recording's, `name` what it is called; `notes`
+    are remarks for people, as on a resampled recording.
+    """
+
+    log_probs: Tensor
+    seconds: float
+    name: str
+    notes: tuple[str, ...]
 
 
 def load(path: str | os.PathLike[str], device: str = "auto") -> "Recognizer":
@@ -129,9 +143,36 @@ class Recognizer:
         Yields:
             Transcript, or InputError where `return_errors`.
         """
+        yield from self._each(
+            sources, channel, batch_seconds, return_errors, lambda inputs: self._decode(inputs, decoder)
+        )
+
+    def emissions_many(
+        self,
+        sources: Iterable[Source],
+        channel: int | None = None,
+        batch_seconds: float = 120.0,
+        return_errors: bool = False,
+    ) -> Iterator[Any]:
+        """The emissions of any number of recordings; arguments and order as in `transcribe_many`.
+
+        Yields:
+            Emissions, or InputError where `return_errors`.
+        """
+        yield from self._each(sources, channel, batch_seconds, return_errors, self._emissions)
+
+    def _each(
+        self,
+        sources: Iterable[Source],
+        channel: int | None,
+        batch_seconds: float,
+        return_errors: bool,
+        work: Callable[[Sequence["_Input"]], Sequence[Any]],
+    ) -> Iterator[Any]:
+        """What `work` makes of each recording, batch by batch; results in input order."""
         remaining = iter(sources)
         while window := list(itertools.islice(remaining, _WINDOW)):
-            results: dict[int, Transcript | InputError] = {}
+            results: dict[int, Any] = {}
             inputs: dict[int, _Input] = {}
             for number, source in enumerate(window):
                 try:
@@ -144,8 +185,7 @@ class Recognizer:
             durations = [inputs[number].seconds for number in numbers]
             for group in batches.by_length(durations, batch_seconds):
                 chosen = [numbers[index] for index in group]
-                decoded = self._decode([inputs[number] for number in chosen], decoder)
-                results |= dict(zip(chosen, decoded, strict=True))
+                results |= dict(zip(chosen, work([inputs[number] for number in chosen]), strict=True))
             yield from (results[number] for number in range(len(window)))
 
     def _read(self, source: "Source | _Waveform", channel: int | None) -> "_Input":
@@ -177,6 +217,14 @@ class Recognizer:
                 "carries nothing above 4 kHz, as a telephone does; expect more errors than on wide-band speech"
             )
         return _Input(read.samples, rate, name, tuple(notes))
+
+    def _emissions(self, inputs: Sequence["_Input"]) -> list[Emissions]:
+        """One batch, each row in memory of its own, so that no row keeps the batch."""
+        log_probs, lengths = self.emissions([one.samples for one in inputs], self.sample_rate)
+        return [
+            Emissions(row[:n].clone(), one.seconds, one.name, one.notes)
+            for one, row, n in zip(inputs, log_probs, lengths.tolist(), strict=True)
+        ]
 
     def _decode(self, inputs: Sequence["_Input"], decoder: Decoder | None) -> list[Transcript]:
         """One batch: emissions, hypotheses, transcripts."""

@@ -12,6 +12,7 @@ from asr.errors import InputError
 
 BLANK = "<blank>"
 BOUNDARY = "|"
+_SHOWN = 10  # unknown characters or words named in an error
 _LONGEST_WORD = 99  # with the boundary in front the longest token that a model file holds
 
 
@@ -64,7 +65,7 @@ class CharTokenizer:
         if wrong:
             raise InputError(f"the token list is wrong: {wrong[0]!r} is not one visible character", status=2)
         self.tokens = list(tokens)
-        self._ids = {token: number for number, token in enumerate(tokens)}
+        self._ids = {" " if token == BOUNDARY else token: number for number, token in enumerate(tokens) if number}
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> "CharTokenizer":
@@ -77,15 +78,13 @@ class CharTokenizer:
         """Token numbers of a normalised text.
 
         Raises:
-            InputError: a character is not among the tokens; the message names it.
+            InputError: characters are not among the tokens; the message names them.
         """
         try:
-            return [self._ids[BOUNDARY if character == " " else character] for character in text]
+            return [self._ids[character] for character in text]
         except KeyError as error:
-            character = error.args[0]
-            raise InputError(
-                f"character {character!r} (U+{ord(character):04X}) is not among the {len(self.tokens)} tokens"
-            ) from error
+            unknown = [f"{c!r} (U+{ord(c):04X})" for c in dict.fromkeys(text) if c not in self._ids]
+            raise InputError(f"{_unknown('character', unknown)} not among the {len(self.tokens)} tokens") from error
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token numbers (blanks left out)."""
@@ -126,11 +125,12 @@ class WordTokenizer:
         return cls([BLANK, *(BOUNDARY + word for word in sorted(words))])
 
     def encode(self, text: str) -> list[int]:
-        """Token numbers of a normalised text. Raises InputError naming a word that is not among the tokens."""
+        """Token numbers of a normalised text. Raises InputError naming the words that are not among the tokens."""
         try:
             return [self._ids[word] for word in text.split()]
         except KeyError as error:
-            raise InputError(f"word {error.args[0]!r} is not among the {len(self._ids)} words") from error
+            unknown = [repr(word) for word in dict.fromkeys(text.split()) if word not in self._ids]
+            raise InputError(f"{_unknown('word', unknown)} not among the {len(self._ids)} words") from error
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token numbers (blanks left out)."""
@@ -145,6 +145,12 @@ def tokenizer(tokens: Sequence[str]) -> Tokenizer:
     """The tokenizer that has these tokens. Raises InputError where there is none."""
     whole = len(tokens) > 1 and all(token[:1] == BOUNDARY != token for token in tokens[1:])
     return WordTokenizer(tokens) if whole else CharTokenizer(tokens)
+
+
+def _unknown(kind: str, items: list[str]) -> str:
+    """``word 'a' is`` or ``words 'a', 'b' and 3 more are``."""
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return f"{kind} {items[0]} is" if len(items) == 1 else f"{kind}s {', '.join(items[:_SHOWN])}{more} are"
 
 
 def _check(tokens: Sequence[str]) -> None:

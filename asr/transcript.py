@@ -180,17 +180,17 @@ def render(transcript: Transcript, form: str) -> str:
 
 
 def suffix(form: str) -> str:
-    """What the name of a file in that format ends in, ``.srt``."""
-    return f".{form}"
+    """What the name of a file in that format ends in: ``.srt``; Praat's files are called ``.TextGrid``."""
+    return ".TextGrid" if form == "textgrid" else f".{form}"
 
 
 def manifest_line(transcript: Transcript, utterance: Utterance | None = None) -> str:
     """A manifest line with `pred_text`; where a manifest named the recording, with all of its keys."""
     if utterance is None:
         heard = {"audio_filepath": transcript.audio_filepath, "duration": transcript.duration}
-        return _json({**heard, "pred_text": _line(transcript.text)})
+        return json_line({**heard, "pred_text": _line(transcript.text)})
     seconds = transcript.duration if utterance.duration is None else utterance.duration
-    return _json(dataclasses.replace(utterance, duration=seconds, pred_text=_line(transcript.text)).to_json())
+    return json_line(dataclasses.replace(utterance, duration=seconds, pred_text=_line(transcript.text)).to_json())
 
 
 def _txt(transcript: Transcript) -> str:
@@ -235,7 +235,7 @@ def _ctm(transcript: Transcript) -> str:
 
 formats: dict[str, Callable[[Transcript], str]] = {
     "txt": _txt,
-    "json": lambda transcript: _json(transcript.to_json()),
+    "json": lambda transcript: json_line(transcript.to_json()),
     "jsonl": manifest_line,
     "srt": _srt,
     "vtt": _vtt,
@@ -285,8 +285,8 @@ def _written(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _json(fields: dict[str, Any]) -> str:
-    """One line of JSON; a file name that is no UTF-8 keeps its bytes as escapes."""
+def json_line(fields: dict[str, Any]) -> str:
+    """One line of JSON with its line break; a file name that is no UTF-8 keeps its bytes as escapes."""
     text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
     escaped = text if text == _written(text) else json.dumps(fields, allow_nan=False)
     return escaped + "\n"

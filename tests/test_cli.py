@@ -304,7 +304,7 @@ def test_an_unknown_format_is_named_with_the_known_ones(run, model):
 
 
 def test_every_verb_has_a_help_page(run, capsys):
-    for verb in ("prepare", "transcribe", "evaluate", "score", "info"):
+    for verb in ("prepare", "transcribe", "evaluate", "score", "align", "info"):
         with pytest.raises(SystemExit) as ended:
             main([verb, "--help"])
         assert ended.value.code == 0

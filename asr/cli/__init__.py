@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = build()
         args, unknown = parser.parse_known_args(arguments)
-        rest = {"train": "overrides", "transcribe": "inputs"}.get(args.verb)
+        rest = {"train": "overrides", "transcribe": "inputs", "align": "inputs"}.get(args.verb)
         if unknown and rest and not any(word.startswith("-") and word != "-" for word in unknown):
             setattr(args, rest, [*getattr(args, rest), *unknown])  # argparse ends a list at the first flag
         elif unknown:

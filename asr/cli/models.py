@@ -1,6 +1,7 @@
 """The verbs of a trained model: `asr transcribe`, `evaluate`, `score`, `info`."""
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the verbs and their flags."""
     transcribe = verb("transcribe", _transcribe, "Transcribe recordings: files, folders, manifests, - for stdin.")
     transcribe.add_argument("inputs", nargs="+", metavar="INPUT", help="audio file, folder, manifest.jsonl, or -")
-    _add_model(transcribe)
+    add_model(transcribe)
     transcribe.add_argument("-o", "--output-dir", type=Path, help="a file an input here, not standard output")
     transcribe.add_argument(
         "-f",
@@ -25,7 +26,7 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     transcribe.add_argument("--skip-existing", action="store_true", help="leave inputs whose outputs exist")
 
     evaluate = verb("evaluate", _evaluate, "Word error rate of a model on a manifest, with an interval.")
-    _add_model(evaluate)
+    add_model(evaluate)
     evaluate.add_argument("--manifest", type=Path, required=True, help="manifest with references")
     evaluate.add_argument("-o", "--output", type=Path, help="manifest of the hypotheses (pred_text) to write")
     evaluate.add_argument("--max-wer", type=float, help="exit status 1 above this rate (a share: 0.05 is 5 %%)")
@@ -42,7 +43,8 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     info.add_argument("--json", action="store_true", help="the card as JSON")
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The flags of all verbs that run a model."""
     parser.add_argument("-m", "--model", type=Path, required=True, help="model.safetensors of a run")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (auto)")
     parser.add_argument("--batch-seconds", type=float, default=120.0, help="audio computed together, seconds (120)")
@@ -80,23 +82,28 @@ def _transcribe(args: argparse.Namespace) -> int:
             counter.advance()
             if isinstance(result, InputError):
                 failures.append((recording, result))
-                sys.stderr.write(f"asr: {_named(recording.name, result)}\n")
+                sys.stderr.write(f"asr: {named(recording.name, result)}\n")
                 continue
             for note in result.notes:
                 screen.say(f"{recording.name}: {note}")
             if folder:
-                folder.write(recording, result)
+                folder.write(recording, functools.partial(bulk.rendered, recording, result))
             else:
                 _print_transcript(bulk.rendered(recording, result, forms[0]), recording.name, forms[0], len(recordings))
     if folder:
         folder.write_failures(failures)
         screen.say(f"{len(todo) - len(failures)} transcripts in {args.output_dir}")
-    if failures:
-        sys.stderr.write(f"asr: {len(failures)} of {len(todo)} inputs failed\n")
-    return 1 if failures else 0
+    return status(len(failures), len(todo))
 
 
-def _named(name: str, error: InputError) -> str:
+def status(failed: int, count: int) -> int:
+    """The exit status of a verb that goes on where an input fails; says how many did."""
+    if failed:
+        sys.stderr.write(f"asr: {failed} of {count} inputs failed\n")
+    return 1 if failed else 0
+
+
+def named(name: str, error: InputError) -> str:
     """An error that names the recording once."""
     return str(error) if name in str(error) else f"{name}: {error}"
 

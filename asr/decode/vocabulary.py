@@ -21,10 +21,6 @@ _NO_LM = tuple(np.zeros(2, kind) for kind in (np.int32, np.int32, np.float32, np
 
 # To begin with, for a language model of words; `asr tune` finds better.
 LM_WEIGHT, WORD_BONUS, UNKNOWN = 0.5, 1.5, -10.0
-    0.5,
-    1.5,
-    -10.0,
-)  # to begin with, for a language model of words; `asr tune` finds better
 
 
 class Vocabulary:
