@@ -175,7 +175,7 @@ def _forward(
         row[:] = emissions[frame]
         while low < last and earliest[low] + slack < frame:
             low += 1
-        while high < last and earliest[high] <= frame:
+        while high < last and earliest[high] < frame:
             high += 1
         if frame == 0:
             blanks[0] = row[0]
