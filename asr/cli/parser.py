@@ -40,11 +40,11 @@ def build() -> Parser:
     return parser
 
 
-def _adder(parser: argparse.ArgumentParser, name: str) -> Callable[..., Any]:
+def _adder(parser: Parser, name: str) -> Callable[..., Any]:
     """A function that adds a verb below `parser`; the chosen one will stand under `name`."""
     verbs = parser.add_subparsers(dest=name, required=True, metavar="VERB")
 
-    def verb(name: str, run: Any, summary: str, **settings: Any) -> Parser:
+    def verb(name: str, run: Any, summary: str, **settings: Any) -> Any:
         added: Parser = verbs.add_parser(name, help=summary, description=summary, **settings)
         added.set_defaults(run=run, parser=added)
         added.add_argument("-q", "--quiet", action="store_true", help="no progress and no remarks")

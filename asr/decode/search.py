@@ -20,6 +20,7 @@ from asr.compiled import bare, inlined
 from asr.decode import ngram
 from asr.decode.hotwords import EDGE
 from asr.decode.scan import child
+from asr.decode.selection import kth_largest, least_kept
 
 NODE = np.dtype(
     [
@@ -41,7 +42,6 @@ NODE = np.dtype(
     align=True,
 )
 UNKNOWN = -2
-_COARSE = 46  # bits of a float64 left out in a first look at its size: 64 steps remain between a number and its double
 NOTHING = 1e-250  # share of the best below which a sum is 0, before float64 runs out of digits and slows down
 
 
@@ -245,7 +245,7 @@ def _keep(knobs, slots, beam, found, sorting, counts):
         total[k] = joined_sum(blank[k], label[k], knobs.best_path)
         if total[k] > best:
             best, first = total[k], k
-    least, ties = _least(best * max(knobs.ratio, NOTHING), first, knobs.width, total, sorting, counts[CANDIDATES])
+    least, ties = least_kept(best * max(knobs.ratio, NOTHING), first, knobs.width, total, sorting, counts[CANDIDATES])
     scale = 1.0 / best if best > 0.0 else 0.0
     kept = 0
     for k in range(counts[CANDIDATES] if best > 0.0 else 0):
@@ -260,38 +260,6 @@ def _keep(knobs, slots, beam, found, sorting, counts):
             kept += 1
     counts[ALIVE] = kept
     return best
-
-
-@bare
-def _least(floor, first, width, total, sorting, candidates):
-    """The least total that is kept, and how many candidates with just that one are.
-
-    The totals are counted by their leading bits, as what they are below the one of candidate `first`, the best; only
-    those that share the bits of the `width`-th are put in order.
-    """
-    bits, tally, spare = sorting  # `bits`: the totals' own, as whole numbers
-    top = bits[first]
-    tally[:] = 0
-    passed = 0
-    for k in range(candidates):
-        if total[k] >= floor:
-            tally[min((top - bits[k]) >> _COARSE, len(tally) - 1)] += 1
-            passed += 1
-    if passed <= width:
-        return floor, candidates
-    room, group = width, 0
-    while tally[group] < room:
-        room -= tally[group]
-        group += 1
-    several = 0
-    for k in range(candidates):
-        if total[k] >= floor and min((top - bits[k]) >> _COARSE, len(tally) - 1) == group:
-            spare[several] = total[k]
-            several += 1
-    least = kth_largest(spare, several, room)
-    for k in range(several):
-        room -= spare[k] > least
-    return least, room
 
 
 @inlined
@@ -394,28 +362,3 @@ def place(keys, key):
     while keys[h] != -1 and keys[h] != key:
         h = (h + 1) & mask
     return h
-
-
-@bare
-def kth_largest(values, count, k):
-    """The k-th largest (from 1) of the first `count` values, which are put into another order (Hoare 1961)."""
-    low, high, k = 0, count - 1, k - 1
-    while low < high:
-        pivot = values[(low + high) >> 1]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
-        else:
-            break
-    return values[k]
