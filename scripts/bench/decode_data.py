@@ -1,15 +1,16 @@
 """What `decode.py` decodes: sentences of books, a language model of other books, and simulated emissions.
 
-Emissions at 25 frames a second with a known truth: log-probabilities `(frames, tokens)`, peaked as a trained CTC model's
-are. A token stands one frame or two and blanks lie between; the right token has rivals that sound alike; in hard words
-the rivals come near or win; some tokens are weak, some come from nowhere. The truth is nearly always among the first
-two choices of its frame, so that a language model mends more here than it does with real speech: error rates show
-whether decoders search alike, and forecast nothing.
+Emissions at 25 frames a second with a known truth: log-probabilities `(frames, tokens)`, peaked as those of a trained
+CTC model. A token stands one frame or two and blanks lie between; the right token has rivals that sound alike; in hard
+words the rivals come near or win; some tokens are weak, some come from nowhere. The truth is nearly always among the
+first two choices of its frame, so that a language model mends more here than it does with real speech: error rates
+show whether decoders search alike, and forecast nothing.
 """
 
 import collections
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import re
@@ -26,8 +27,11 @@ HELD_OUT = 12_792  # last lines of the text: two books that the language model d
 CHARACTERS_A_FRAME = 14.5 / 25
 PIECES = 500
 # Letters that sound alike, and how little it takes to hear one for the other.
-ALIKE = [("AEIOUY", 0.5), ("PB", 0.3), ("TD", 0.3), ("KGCQ", 0.3), ("SZC", 0.3), ("FVW", 0.4), ("MN", 0.3), ("LRW", 0.4),
-         ("JG", 0.4), ("CKX", 0.4), ("OU", 0.3), ("EIY", 0.3)]  # fmt: skip
+ALIKE = [
+    *((letters, 0.3) for letters in ("PB", "TD", "KGCQ", "SZC", "FV", "MN", "OU", "EIY")),
+    *((letters, 0.4) for letters in ("LRW", "JG", "CKX", "UVW")),
+    ("AEIOUY", 0.5),
+]
 FAINT = {"H": 0.4, "E": 0.5, "'": 0.3, "|": 0.7, "W": 0.7}  # what it takes to add or lose one; others 0.9
 
 
@@ -98,7 +102,7 @@ def language_model(train: list[str], path: Path, order: int = 3) -> Path:
 
 
 class Pieces:
-    """Pieces of words by byte-pair merges (Sennrich et al. 2016); those that begin a word have the boundary in front."""
+    """Pieces of words by byte-pair merges (Sennrich et al. 2016); `|` stands in front of those that begin a word."""
 
     def __init__(self, merges: list[tuple[str, str]]) -> None:
         self.merges = merges
@@ -116,7 +120,7 @@ class Pieces:
         while len(merges) < pieces - 2 * len(CHARACTERS[2:]):
             pairs: collections.Counter[tuple[str, str]] = collections.Counter()
             for parts, times in spelled:
-                for pair in zip(parts, parts[1:], strict=False):
+                for pair in itertools.pairwise(parts):
                     pairs[pair] += times
             if not pairs:
                 break
