@@ -31,7 +31,7 @@ WORSE = 1e-3  # nats
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One pass over all utterances: CPU seconds of the calling thread, texts, and labels where the decoder tells them."""
+    """One pass over all utterances: CPU seconds of the calling thread, texts, labels where they are told."""
 
     seconds: float
     texts: list[str]
