@@ -225,7 +225,7 @@ def test_long_input_keeps_its_memory_and_its_result(monkeypatch):
     search = BeamSearch(TOKENS, hot_words={"ab": 1.0}, beam=50)
     small = search.stream()
     small.feed(log_probs)
-    assert len(small._nodes) <= 65536
+    assert len(small._space.nodes) <= 65536
     best = small.finish()[0]
     monkeypatch.setattr(beam_module, "_ROOM", 1 << 20)
     assert search.decode(log_probs)[0] == best
@@ -259,11 +259,9 @@ def test_words_that_nobody_said_still_get_their_exact_score():
     stream = BeamSearch(["<blank>", "x"]).stream()
     stream.feed(log_probs)
     for labels in ([1], [1] * 60, [1] * 200):  # the last has e^-1600
-        path = np.zeros(len(labels), beam_module.NODE)
-        path["token"] = labels
         [exact] = ctc.log_probability(torch.from_numpy(log_probs)[None], torch.tensor([400]), [labels])
         rows = beam_module.checked(log_probs, 2)
-        assert stream._exact(rows, path, 0, exact - 5.0) == pytest.approx(exact, abs=1e-4)
+        assert stream._exact(rows, [np.array(labels)], 0, [exact - 5.0]) == pytest.approx([exact], abs=1e-4)
 
 
 def test_times_are_those_of_the_most_probable_alignment_within_two_frames():

@@ -17,13 +17,16 @@ from torch import Tensor
 from asr import ctc
 from asr.ctc import Hypothesis
 from asr.decode import prefixes, search
+from asr.decode.exact import log_sums
 from asr.decode.lexicon import Lexicon
 from asr.decode.ngram import NGram
 from asr.decode.search import ALIVE, NEEDED, NODE, USED, Prefixes
+from asr.decode.selection import TALLY
 from asr.decode.vocabulary import Vocabulary
 from asr.errors import InputError
 
 _ROOM = 4096  # nodes to begin with
+_KEPT_ROOM = 1 << 16  # a space with more of them is not kept for the next utterance (16 MB)
 _KEPT_FRAMES = 1 << 15  # more frames of one utterance are not kept for exact sums (22 minutes at 25 a second)
 _HORIZON, _SETTLE = 1000, 500  # frames after which, looked at so often, the best prefix's beginning is settled for all
 _NEAR, _MORE = 0.5, 4  # the exact sum may change the order of hypotheses this near the best (nats), of so many more
@@ -82,6 +85,7 @@ class BeamSearch:
         }
         self.vocabulary = Vocabulary(tokens, lm, lexicon, hot_words or {}, given)
         self.settings = {"kind": "beam", **self.vocabulary.settings}
+        self._spaces: list[_Space] = []  # left by earlier calls: fresh memory costs as much time as the search
 
     def decode(self, log_probs: Tensor | np.ndarray) -> list[Hypothesis]:
         """The hypotheses of one utterance, best first, no two of the same text; at least one.
@@ -92,9 +96,16 @@ class BeamSearch:
         Raises:
             InputError: the shape is wrong, a value is NaN, or a frame's probabilities do not sum to 1.
         """
-        stream = self.stream()
+        try:
+            space = self._spaces.pop()  # a list's pop and append are safe among threads
+        except IndexError:
+            space = _Space(self.vocabulary)
+        stream = Stream(self.vocabulary, space)
         stream.feed(log_probs)
-        return stream.finish()
+        found = stream.finish()
+        if len(space.nodes) <= _KEPT_ROOM:
+            self._spaces.append(space)
+        return found
 
     def stream(self) -> "Stream":
         """A search that takes an utterance's frames in pieces, without end if need be."""
@@ -108,16 +119,10 @@ class Stream:
     beam would fill with ways to hear words long past, and memory with their continuations.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, space: "_Space | None" = None) -> None:
         self._own = vocabulary
-        width, tokens = vocabulary.knobs.width, len(vocabulary.tokens.starts)
-        self._nodes = np.zeros(_ROOM, NODE)
-        self._nodes[0] = vocabulary.root
-        self._keys, self._ids = np.full(2 * _ROOM, -1, np.int64), np.zeros(2 * _ROOM, np.int32)
-        self._beam = _prefixes(width)
-        self._beam.blank[0], self._beam.total[0], self._beam.last[0] = 1.0, 1.0, -1
-        self._picks, self._probs = np.zeros(tokens, np.int32), np.zeros(tokens)
-        self._make_frame(_ROOM)
+        self._space = space or _Space(vocabulary)
+        self._space.clear(vocabulary)
         self._counts, self._scale = np.array([1, 1, 0, 0]), np.zeros(1)
         self._frames = 0
         self._rows: list[np.ndarray] = []  # none of them where they became too many to keep
@@ -132,7 +137,7 @@ class Stream:
             if done < limit:
                 self._make_room()
             elif (self._frames + done) % _SETTLE == 0:
-                prefixes.settle(self._nodes, self._beam, self._counts, self._frames + done - _HORIZON)
+                prefixes.settle(self._space.nodes, self._space.beam, self._counts, self._frames + done - _HORIZON)
         self._frames += len(rows)
         self._rows.append(rows)
         if self._frames > _KEPT_FRAMES:
@@ -142,11 +147,11 @@ class Stream:
         """What is heard so far: the best prefix as it stands, its last word perhaps not at its end."""
         if not self._counts[ALIVE]:
             return _NOTHING
-        best = int(self._beam.total[: self._counts[ALIVE]].argmax())
-        node = self._nodes[self._beam.node[best]]
+        best = int(self._space.beam.total[: self._counts[ALIVE]].argmax())
+        node = self._space.nodes[self._space.beam.node[best]]
         given = self._own.parts(node)
-        acoustic = math.log(self._beam.total[best]) + self._scale[0] - self._own.potential(node)
-        return self._hypothesis(self._path(best), -1, acoustic + sum(given), acoustic, given)
+        acoustic = math.log(self._space.beam.total[best]) + self._scale[0] - self._own.potential(node)
+        return self._hypothesis(self._path(self._trace(best)), -1, acoustic + sum(given), acoustic, given)
 
     def finish(self) -> list[Hypothesis]:
         """The hypotheses, best first; the stream is at its end."""
@@ -161,84 +166,95 @@ class Stream:
             np.zeros((room, 3)),
         )
         many = prefixes.finish(
-            own.arrays, self._nodes, self._beam, self._counts, self._scale, whose, score, word, parts
+            own.arrays, self._space.nodes, self._space.beam, self._counts, self._scale, whose, score, word, parts
         )
         if not many:
             return [self._unfinished()]
-        order = np.argsort(-score[:many], kind="stable").tolist()
-        nbest, rows = own.settings["nbest"], _joined(self._rows)
-        found: dict[str | int, tuple[float, float, int, np.ndarray]] = {}
+        chosen = self._candidates(score[:many], whose, word)
+        labels = [self._labels(trace) for _, trace in chosen]
+        searched = [float(score[k] - parts[k].sum()) for k, _ in chosen]
+        rows = _joined(self._rows)
+        acoustic = self._exact(rows, labels, 0, searched)
+        ranked = self._exact(rows, labels, 1, searched) if own.knobs.best_path else acoustic
+        totals = [one + float(parts[k].sum()) for one, (k, _) in zip(ranked, chosen, strict=True)]
+        best = sorted(range(len(chosen)), key=lambda n: -totals[n])[: own.settings["nbest"]]
+        return [
+            self._hypothesis(self._path(trace), int(word[k]), totals[n], acoustic[n], parts[k].tolist())
+            for n, (k, trace) in ((n, chosen[n]) for n in best)
+        ]
+
+    def _candidates(self, score: np.ndarray, whose: np.ndarray, word: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """The hypotheses, with their nodes, that may be among the best once they have their exact sums."""
+        nbest, order = self._own.settings["nbest"], np.argsort(-score, kind="stable").tolist()
+        found: dict[str | int, tuple[int, np.ndarray]] = {}
         for k in order:
             near = score[k] > score[order[0]] - _NEAR and len(found) < nbest + _MORE
             if not (near or len(found) < nbest):
                 break
-            path, given = self._path(int(whose[k])), float(parts[k].sum())
-            text = own.text(path, int(word[k])) if nbest > 1 else k
-            if text not in found:
-                acoustic = self._exact(rows, path, 0, float(score[k]) - given)
-                ranked = self._exact(rows, path, 1, float(score[k]) - given) if own.knobs.best_path else acoustic
-                found[text] = ranked + given, acoustic, k, path
-        best = sorted(found.values(), key=lambda one: -one[0])[:nbest]
-        return [
-            self._hypothesis(path, int(word[k]), total, acoustic, parts[k].tolist())
-            for total, acoustic, k, path in best
-        ]
+            trace = self._trace(int(whose[k]))
+            found.setdefault(self._own.text(self._path(trace), int(word[k])) if nbest > 1 else k, (k, trace))
+        return list(found.values())
 
     def _search(self, rows: np.ndarray, done: int) -> int:
+        space = self._space
         return search.search(
-            rows, done, self._frames, self._own.arrays, self._nodes, self._slots, self._keys, self._ids,
-            self._beam, self._found, self._sorting, self._picks, self._probs, self._counts, self._scale,
+            rows, done, self._frames, self._own.arrays, space.nodes, space.slots, space.keys, space.ids,
+            space.beam, space.found, space.sorting, space.picks, space.probs, self._counts, self._scale,
         )  # fmt: skip
 
     def _make_room(self) -> None:
         """Drop the prefixes that no living one begins with, settle what all begin with, and grow where it is little."""
-        chain = np.zeros(self._counts[USED], NODE)
+        own, space, chain = self._own, self._space, np.zeros(self._counts[USED], NODE)
         length = prefixes.compact(
-            self._own.tokens, self._own.knobs, self._nodes, self._keys, self._ids, self._beam, self._counts, chain
+            own.tokens, own.knobs, space.nodes, space.keys, space.ids, space.beam, self._counts, chain
         )
         settled = chain[:length]
         self._settled.append(settled[settled["token"] >= 0])
-        room, wanted = len(self._nodes), 2 * int(self._counts[USED] + self._counts[NEEDED])
-        if wanted > room:
-            room = 1 << (wanted - 1).bit_length()
-            self._nodes = np.concatenate([self._nodes, np.zeros(room - len(self._nodes), NODE)])
-            self._keys, self._ids = np.full(2 * room, -1, np.int64), np.zeros(2 * room, np.int32)
-            self._make_frame(room)
-            prefixes.index(self._own.tokens, self._own.knobs, self._nodes, self._keys, self._ids, self._counts)
+        wanted = 2 * int(self._counts[USED] + self._counts[NEEDED])
+        if wanted > len(space.nodes):
+            space.grow(1 << (wanted - 1).bit_length())
+            prefixes.index(own.tokens, own.knobs, space.nodes, space.keys, space.ids, self._counts)
 
-    def _make_frame(self, room: int) -> None:
-        """The arrays that one frame's work needs, for so many nodes."""
-        self._slots, self._found = np.full(room, -1, np.int32), _prefixes(room)
-        self._sorting = self._found.total.view(np.int64), np.zeros(1024, np.int32), np.zeros(room + len(self._probs))
+    def _trace(self, i: int) -> np.ndarray:
+        """The numbers of the nodes of prefix `i` of the beam, one a token that is not settled yet."""
+        path = np.empty(self._counts[USED], np.int32)
+        return path[: prefixes.trace(self._space.nodes, int(self._space.beam.node[i]), path)]
 
-    def _path(self, i: int) -> np.ndarray:
-        """The nodes of prefix `i` of the beam, one a token."""
-        path = np.zeros(self._counts[USED], np.int32)
-        length = prefixes.trace(self._nodes, int(self._beam.node[i]), path)
-        if not self._settled:
-            return self._nodes[path[:length]]
-        settled = np.concatenate(self._settled)  # once; the next call finds it joined
-        self._settled = [settled]
-        nodes = np.empty(len(settled) + length, NODE)
-        nodes[: len(settled)], nodes[len(settled) :] = settled, self._nodes[path[:length]]
-        return nodes
+    def _labels(self, trace: np.ndarray) -> np.ndarray:
+        """The tokens of a prefix from the first on."""
+        labels = self._space.nodes["token"][trace]
+        return np.concatenate([self._beginning()["token"], labels]) if self._settled else labels
 
-    def _exact(self, rows: np.ndarray | None, path: np.ndarray, best_path: int, searched: float) -> float:
-        """The log-probability of the tokens over all frames; `searched`, a lower bound, where these were not kept."""
+    def _path(self, trace: np.ndarray) -> np.ndarray:
+        """The nodes of a prefix from the first on, one a token."""
+        nodes = self._space.nodes[trace]
+        return np.concatenate([self._beginning(), nodes]) if self._settled else nodes
+
+    def _beginning(self) -> np.ndarray:
+        """The settled nodes."""
+        if len(self._settled) > 1:
+            self._settled = [np.concatenate(self._settled)]
+        return self._settled[0]
+
+    def _exact(
+        self, rows: np.ndarray | None, labels: Sequence[np.ndarray], best_path: int, searched: Sequence[float]
+    ) -> list[float]:
+        """The log-probability of labels over all frames; `searched`, a lower bound, where these were not kept."""
         if rows is None:
-            return searched if self._frames else 0.0
-        labels = np.ascontiguousarray(path["token"])
-        total = float(prefixes.forward(rows, labels, best_path))
-        if total < searched - 1e-6 and not best_path:  # it lost states on the way that were to matter
-            [total] = ctc.log_probability(
-                torch.from_numpy(rows.copy())[None], torch.tensor([len(rows)]), [labels.tolist()]
-            )
-        return max(total, searched) if best_path else total
+            return list(searched) if self._frames else [0.0] * len(labels)
+        totals = log_sums(rows, labels, best_path)
+        for number, (one, bound) in enumerate(zip(labels, searched, strict=True)):
+            if best_path:
+                totals[number] = max(totals[number], bound)
+            elif totals[number] < bound - 1e-6:  # it lost states on the way that were to matter
+                emissions = torch.from_numpy(rows.copy())[None]
+                [totals[number]] = ctc.log_probability(emissions, torch.tensor([len(rows)]), [one.tolist()])
+        return totals
 
     def _unfinished(self) -> Hypothesis:
         """The best prefix without its last word, which the lexicon has no end for."""
-        best = int(self._beam.total[: self._counts[ALIVE]].argmax())
-        path = self._path(best)
+        best = int(self._space.beam.total[: self._counts[ALIVE]].argmax())
+        path = self._path(self._trace(best))
         ends = np.flatnonzero(path["word"] >= 0)
         if not len(ends):
             return self._hypothesis(path[:0], -1, -math.inf, -math.inf, (0.0, 0.0, 0.0))
@@ -260,6 +276,32 @@ class Stream:
             frames=tuple(zip(path["start"].tolist(), path["end"].tolist(), strict=True)),
             words=self._own.spans(path, ended),
         )
+
+
+class _Space:
+    """The arrays that a search works in: the tree of prefixes with its table, and what one frame's work needs."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        tokens = len(vocabulary.tokens.starts)
+        self.nodes = np.zeros(0, NODE)
+        self.beam = _prefixes(vocabulary.knobs.width)
+        self.picks, self.probs = np.zeros(tokens, np.int32), np.zeros(tokens)
+        self.grow(_ROOM)
+
+    def clear(self, vocabulary: Vocabulary) -> None:
+        """Nothing heard: one prefix, the root."""
+        self.nodes[0] = vocabulary.root
+        self.keys.fill(-1)
+        beam = self.beam
+        beam.node[0], beam.last[0], beam.spot[0] = 0, -1, 0
+        beam.blank[0], beam.label[0], beam.total[0] = 1.0, 0.0, 1.0
+
+    def grow(self, room: int) -> None:
+        """Room for so many nodes; the table is to be filled anew."""
+        self.nodes = np.concatenate([self.nodes, np.zeros(room - len(self.nodes), NODE)])
+        self.keys, self.ids = np.full(2 * room, -1, np.int64), np.zeros(2 * room, np.int32)
+        self.slots, self.found = np.full(room, -1, np.int32), _prefixes(room)
+        self.sorting = self.found.total.view(np.int64), np.zeros(TALLY, np.int32), np.zeros(room + len(self.probs))
 
 
 def _prefixes(count: int) -> Prefixes:

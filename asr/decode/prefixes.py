@@ -1,4 +1,4 @@
-"""What is done with the prefixes of a search between its frames: make room, finish, trace back, sum exactly."""
+"""What is done with the prefixes of a search between its frames: make room, finish, trace back."""
 
 import math
 
@@ -6,10 +6,7 @@ import numpy as np
 
 from asr.compiled import bare, compiled
 from asr.decode import ngram
-from asr.decode.search import ALIVE, USED, end_word, joined_sum, key_of, place, potential
-
-_SMALL = 1e-30  # the likeliest state's probability below which all are scaled
-_NOTHING = 1e-60  # share of it below which the first and last states are left alone
+from asr.decode.search import ALIVE, USED, end_word, key_of, place, potential
 
 
 @compiled
@@ -129,64 +126,3 @@ def trace(nodes, x, path):
         path[j] = x
         x = int(nodes[x]["parent"])
     return length
-
-
-@compiled
-def forward(rows, labels, best_path):
-    """The log-probability of `labels` in the emissions `rows` `(frames, tokens)`, summed over all alignments.
-
-    The forward recursion over the states blank, label, blank, ... (Graves et al. 2006, equations 5 to 8), scaled before
-    it gets too small. Too low, or -inf, where the labels are so unlikely that states are left aside which were to
-    matter after all: the sum of a search, a lower bound, shows it. `asr.ctc.log_probability` is slower, and leaves none
-    aside.
-    """
-    count = len(labels)
-    blank, label = np.zeros(count + 1), np.zeros(count + 1)  # blank k stands before label k
-    blank[0] = 1.0
-    other = np.ones(count)  # 0 where a label is like the one before it, so that a blank must part them
-    for k in range(1, count):
-        if labels[k] == labels[k - 1]:
-            other[k] = 0.0
-    kinds, kind_of = np.unique(labels), np.zeros(count, np.int64)
-    for k in range(count):
-        kind_of[k] = np.searchsorted(kinds, labels[k])
-    probs = np.zeros(len(kinds))
-    total, low, high = 0.0, 0, 0  # labels `low` to `high` are worth a look
-    for t in range(rows.shape[0]):
-        for v in range(len(kinds)):
-            probs[v] = math.exp(float(rows[t, kinds[v]]))
-        best = _step(math.exp(float(rows[t, 0])), probs, kind_of, other, blank, label, low, high, best_path)
-        if best < _SMALL:
-            if best == 0.0:
-                return -math.inf
-            for k in range(low, high + 2):
-                blank[min(k, count)] /= best
-                label[min(k, count)] /= best
-            total += math.log(best)
-            best = 1.0
-        while high > low and blank[high + 1] + label[high] < best * _NOTHING:
-            blank[high + 1] = label[high] = 0.0
-            high -= 1
-        high = min(high + 1, count - 1)
-        while low < high and blank[low] + label[low] < best * _NOTHING:
-            blank[low] = label[low] = 0.0
-            low += 1
-    mass = joined_sum(blank[count], label[count - 1] if count else 0.0, best_path)
-    return total + math.log(mass) if mass > 0.0 else -math.inf
-
-
-@bare
-def _step(p_blank, probs, kind_of, other, blank, label, low, high, best_path):
-    """One frame of `forward`; returns the highest state."""
-    best = 0.0
-    if len(kind_of) == 0:
-        blank[0] *= p_blank
-        return blank[0]
-    for k in range(high, low - 1, -1):
-        stay = joined_sum(label[k], blank[k], best_path)
-        skip = label[k - 1] * other[k] if k > low else 0.0
-        blank[k + 1] = joined_sum(blank[k + 1], label[k], best_path) * p_blank
-        label[k] = joined_sum(stay, skip, best_path) * probs[kind_of[k]]
-        best = max(best, blank[k + 1], label[k])
-    blank[low] *= p_blank
-    return max(best, blank[low])

@@ -2,7 +2,8 @@
 
 from asr.compiled import bare
 
-_COARSE = 46  # bits of a float64 left out in a first look at its size: 64 steps remain between a number and its double
+_COARSE = 49  # bits of a float64 left out in a first look at its size: 8 steps remain between a number and its double
+TALLY = 128  # steps that are told apart, 16 doublings
 
 
 @bare
