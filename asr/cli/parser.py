@@ -39,7 +39,7 @@ def build() -> Parser:
     return parser
 
 
-def _adder(parser: argparse.ArgumentParser, name: str) -> Callable[..., Any]:
+def _adder(parser: Parser, name: str) -> Callable[..., Any]:
     """A function that adds a verb below `parser`; the chosen one will stand under `name`."""
     verbs = parser.add_subparsers(dest=name, required=True, metavar="VERB")
 
