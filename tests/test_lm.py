@@ -197,6 +197,13 @@ def test_a_model_that_cannot_be_written_is_one_line(run, tmp_path):
         lm.train([TEXT], tmp_path / "m.arpa")
 
 
+def test_a_text_is_not_overwritten_by_its_model(run, tmp_path):
+    (tmp_path / "t.txt").write_bytes(TEXT.read_bytes())
+    status, _, [error] = run("lm", "train", "-q", "t.txt", "-o", tmp_path / "t.txt")
+    assert (status, "would take the place of the text" in error) == (2, True)
+    assert (tmp_path / "t.txt").read_bytes() == TEXT.read_bytes()
+
+
 def test_lm_wants_a_verb_and_has_help(run, capsys):
     assert run("lm")[0] == 2
     assert "train" in run("lm", "trian")[2][0]
