@@ -173,6 +173,8 @@ def train(
         AsrError: `out` can't be written.
     """
     _check(order, prune, vocabulary, min_count)
+    if Path(out).absolute() in [Path(path).absolute() for path in paths]:
+        raise InputError(f"{out}: would take the place of the text it is made of; choose another name", status=2)
     words, stream, count = _read(sentences(paths, unit, normalizer, counting))
     if not count:
         raise InputError(f"{', '.join(map(str, paths))}: no sentence in it")
