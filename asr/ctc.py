@@ -32,7 +32,7 @@ class Hypothesis:
     """What a decoder heard in one utterance.
 
     `score` is what the decoder maximised; `acoustic` the exact log-probability of the tokens, summed over all
-    alignments; `lm`, `bonus` and `hot` are the terms a beam search may add (0 here). `frames` holds for each token the
+    alignments (of a beam search's partial result and of more than 32,768 frames: its own sum, a lower bound); `lm`, `bonus` and `hot` are the terms a beam search may add (0 here). `frames` holds for each token the
     frames `(start, end)` that emitted it.
     """
 

@@ -146,7 +146,10 @@ class Stream:
             self._rows.clear()
 
     def partial(self) -> Hypothesis:
-        """What is heard so far: the best prefix as it stands, its last word perhaps not at its end."""
+        """What is heard so far: the best prefix as it stands, its last word perhaps not at its end.
+
+        Its `acoustic` is the sum of the search, a lower bound.
+        """
         if not self._counts[ALIVE]:
             return _NOTHING
         best = int(self._beam.total[: self._counts[ALIVE]].argmax())

@@ -154,8 +154,8 @@ def forward(rows, labels, best_path):
     total, low, high = 0.0, 0, 0  # labels `low` to `high` are worth a look
     for t in range(rows.shape[0]):
         for v in range(len(kinds)):
-            probs[v] = math.exp(float(rows[t, kinds[v]]))
-        best = _step(math.exp(float(rows[t, 0])), probs, kind_of, other, blank, label, low, high, best_path)
+            probs[v] = math.exp(np.float64(rows[t, kinds[v]]))
+        best = _step(math.exp(np.float64(rows[t, 0])), probs, kind_of, other, blank, label, low, high, best_path)
         if best < _SMALL:
             if best == 0.0:
                 return -math.inf
