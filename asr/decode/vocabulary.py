@@ -97,7 +97,7 @@ class Vocabulary:
             return [], [], []
         if lm.tables[2][lm.unk + 1] <= ngram.UNK_LOGPROB and (new := [word for word in hot if word not in lm.ids]):
             raise InputError(
-                f"hot word {new[0]!r} is not in the language model, which has no <unk>; `asr lm train` makes one that has",
+                f"hot word {new[0]!r} is not in the language model, which has no <unk>; `asr lm train` writes one",
                 status=2,
             )
         names, sequences, wrong = [], [], []
