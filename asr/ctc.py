@@ -32,8 +32,9 @@ class Hypothesis:
     """What a decoder heard in one utterance.
 
     `score` is what the decoder maximised; `acoustic` the exact log-probability of the tokens, summed over all
-    alignments; `lm`, `bonus` and `hot` are the terms a beam search may add (0 here). `frames` holds for each token the
-    frames `(start, end)` that emitted it.
+    alignments (of a partial result, and of more than 32,768 frames, a beam search gives its own sum, a lower bound);
+    `lm`, `bonus` and `hot` are the terms a beam search may add (0 here). `frames` holds for each token the frames
+    `(start, end)` that emitted it.
     """
 
     text: str

@@ -1,7 +1,8 @@
 """Language models from text: reads sentences, estimates with `asr.decode.kneser_ney`, writes ARPA.
 
-Text is UTF-8, plain or gzip, one sentence a line; lines without a word are left out. The units of a model are words, or
-characters with `asr.text.BOUNDARY` for the space between words, as character models of speech have them.
+Text is UTF-8, plain or gzip, one sentence a line, or a manifest; lines without a word are left out. The units of a
+model are words, or characters with `asr.text.BOUNDARY` for the space between words, as character models of speech have
+them.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from asr import files, text
+from asr import files, manifest, text
 from asr.decode import kneser_ney
 from asr.decode.kneser_ney import Estimated
 from asr.errors import InputError
@@ -66,7 +67,7 @@ def sentences(
     """The sentences of text files as lists of words or characters.
 
     Args:
-        paths: plain or gzip files, ``-`` for standard input.
+        paths: plain or gzip files, ``-`` for standard input; of a manifest (``.jsonl``) the texts.
         unit: one of `units`.
         normalizer: a name in `asr.text.normalizers`.
         counting: called with what is counted and how often; its result's `advance` is called after each (megabytes).
@@ -81,7 +82,8 @@ def sentences(
     total = sum(map(_size, paths))
     with counting("reading, megabytes", total // _MEGABYTE + 1) as counter:
         for path in paths:
-            for number, line in _lines(path, counter.advance):
+            lines = _references(path) if os.fspath(path).endswith(".jsonl") else _lines(path, counter.advance)
+            for number, line in lines:
                 try:
                     sentence = _split(clean(line), unit)
                 except InputError as error:
@@ -129,6 +131,14 @@ def _lines(path: str | os.PathLike[str], advance: Callable[[], None]) -> Iterato
         raise InputError(f"{path}: {error.strerror or error}; check the path") from error
 
 
+def _references(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """The texts of a manifest and their lines' numbers."""
+    for utterance in manifest.read(path):
+        if utterance.text is None:
+            raise InputError(f"{path}: line {utterance.line}: key 'text' is missing; a language model learns from it")
+        yield utterance.line, utterance.text
+
+
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, BinaryIO | gzip.GzipFile]]:
     """A file as it lies on the disk, and its content."""
@@ -173,6 +183,8 @@ def train(
         AsrError: `out` can't be written.
     """
     _check(order, prune, vocabulary, min_count)
+    if Path(out).absolute() in [Path(path).absolute() for path in paths]:
+        raise InputError(f"{out}: would take the place of the text it is made of; choose another name", status=2)
     words, stream, count = _read(sentences(paths, unit, normalizer, counting))
     if not count:
         raise InputError(f"{', '.join(map(str, paths))}: no sentence in it")

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from asr.ctc import Hypothesis
 from asr.errors import InputError
 from asr.manifest import Utterance
 from asr.model import AcousticModel, device_named
-from asr.transcript import Transcript, Word, segments
+from asr.transcript import Alternative, Transcript, Word, segments
 
 Source = str | os.PathLike[str] | bytes | np.ndarray | Utterance
 
@@ -32,7 +33,10 @@ _WINDOW = 64  # utterances sorted by length together; results still come in inpu
 
 
 class Decoder(Protocol):
-    """What turns emissions into text, such as `asr.decode.beam.BeamSearch`."""
+    """What turns emissions into text, such as `asr.decode.beam.BeamSearch`; several threads call it at once.
+
+    Where it has `settings`, a dict, every transcript tells them.
+    """
 
     def decode(self, log_probs: Tensor) -> list[Hypothesis]:
         """The hypotheses of one utterance's log-probabilities `(frames, tokens)`, best first."""
@@ -231,13 +235,20 @@ class Recognizer:
         begun = time.perf_counter()
         log_probs, lengths = self.emissions([one.samples for one in inputs], self.sample_rate)
         if decoder is None:
-            hypotheses = ctc.greedy(log_probs, lengths, self.tokens)
+            hypotheses = [[best] for best in ctc.greedy(log_probs, lengths, self.tokens)]
+            settings = self.card["decoder"]
         else:
-            hypotheses = [decoder.decode(row[:n])[0] for row, n in zip(log_probs, lengths.tolist(), strict=True)]
+            rows = [row[:n] for row, n in zip(log_probs, lengths.tolist(), strict=True)]
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                hypotheses = list(pool.map(decoder.decode, rows))
+            settings = getattr(decoder, "settings", {"kind": type(decoder).__name__})
         rtf = (time.perf_counter() - begun) / max(1e-9, sum(one.seconds for one in inputs))
-        return [self._transcript(one, heard, rtf) for one, heard in zip(inputs, hypotheses, strict=True)]
+        return [self._transcript(one, heard, settings, rtf) for one, heard in zip(inputs, hypotheses, strict=True)]
 
-    def _transcript(self, one: "_Input", heard: Hypothesis, rtf: float) -> Transcript:
+    def _transcript(
+        self, one: "_Input", hypotheses: Sequence[Hypothesis], settings: dict[str, Any], rtf: float
+    ) -> Transcript:
+        heard = hypotheses[0]
         words = [
             Word(word.word, word.start * self.frame_seconds, word.end * self.frame_seconds, word.probability)
             for word in heard.words
@@ -248,9 +259,14 @@ class Recognizer:
             text=heard.text,
             segments=segments(words),
             model=self.identity,
-            decoder=self.card["decoder"],
+            decoder=settings,
             rtf=rtf,
             notes=one.notes,
+            alternatives=tuple(
+                Alternative(other.text, other.score, other.acoustic, other.lm, other.bonus, other.hot)
+                for other in hypotheses
+                if len(hypotheses) > 1
+            ),
         )
 
 

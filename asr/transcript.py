@@ -63,6 +63,18 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True)
+class Alternative:
+    """One of several hypotheses, with its score in nats: acoustic + lm + bonus + hot (`asr.ctc.Hypothesis`)."""
+
+    text: str
+    score: float
+    acoustic: float
+    lm: float
+    bonus: float
+    hot: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Transcript:
     """What was heard in a recording.
 
@@ -76,6 +88,7 @@ class Transcript:
         rtf: real-time factor, seconds of work a second of recording; None where it was not measured.
         notes: remarks for people, as on a resampled recording; not part of the JSON.
         language: the language where the model knows it.
+        alternatives: the best hypotheses, where more than one was asked for; the first one's text is `text`.
     """
 
     audio_filepath: str
@@ -87,6 +100,7 @@ class Transcript:
     rtf: float | None = None
     notes: tuple[str, ...] = ()
     language: str | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "duration", round(self.duration, 3))
@@ -99,6 +113,7 @@ class Transcript:
 
     def to_json(self) -> dict[str, Any]:
         """The transcript as JSON (version 1)."""
+        several = [dataclasses.asdict(alternative) for alternative in self.alternatives]
         return {
             "version": VERSION,
             "audio_filepath": self.audio_filepath,
@@ -109,7 +124,7 @@ class Transcript:
             "model": self.model,
             "decoder": self.decoder,
             "rtf": self.rtf,
-        }
+        } | ({"alternatives": several} if several else {})
 
 
 def segments(words: Iterable[Word]) -> tuple[Segment, ...]:

@@ -47,6 +47,7 @@ ORDER = [
     "train",
     "recognizer",
     "evaluate",
+    "tune",
     "aligner",
     "bulk",
     "corpora",

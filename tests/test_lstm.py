@@ -358,6 +358,9 @@ def test_explain_names_the_path_and_the_reason(monkeypatch):
         "fused: a layer's recurrence as one kernel; the GPU and the type are covered"
     )
     assert explain(layer, "cuda").startswith("cudnn: cuDNN, each direction by itself; the kernels compute in float16")
+    assert explain(LSTM(5, 769), "cuda", torch.bfloat16) == (
+        "cudnn: cuDNN, each direction by itself; hidden size 769: the kernels hold 1 to 768 units"
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(layer_module.paths, "_asked", {})
     assert "compute capability 8.0 has no thread block clusters" in explain(layer, "cuda", torch.bfloat16)

@@ -27,10 +27,11 @@ class Driver:
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared",
         CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED="large",
     )
+    CUdevice_attribute = SimpleNamespace(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN="most shared")
     CUlaunchConfig = SimpleNamespace
 
-    def __init__(self, fit=7, loads=(SUCCESS,), launches=SUCCESS):
-        self.fit, self.loads, self.launches = fit, list(loads), launches
+    def __init__(self, fit=7, loads=(SUCCESS,), launches=SUCCESS, shared=227 << 10):
+        self.fit, self.loads, self.launches, self.shared = fit, list(loads), launches, shared
         self.calls, self.current = [], 0
 
     def CUlaunchAttribute(self):
@@ -41,6 +42,10 @@ class Driver:
 
     def cuDeviceGet(self, index):
         return SUCCESS, f"device {index}"
+
+    def cuDeviceGetAttribute(self, attribute, device):
+        assert (attribute, device) == ("most shared", "device 0")
+        return SUCCESS, self.shared
 
     def cuDevicePrimaryCtxRetain(self, device):
         return SUCCESS, 99
@@ -157,10 +162,10 @@ def test_the_grid_counts_blocks_and_names_the_cluster():
 
 def test_the_drivers_own_binding_takes_the_launch():
     driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings, a part of torch's CUDA build")
-    config = launch._config(driver, 16, 6, 1000)
+    config = launch._config(driver, launch.Shape(16, 1, False, 48), 6, 1000)
     config.hStream = 1234
     size = config.attrs[0].value.clusterDim
-    assert (config.gridDimX, config.blockDimX, config.sharedMemBytes, int(config.hStream)) == (96, 256, 1000, 1234)
+    assert (config.gridDimX, config.blockDimX, config.sharedMemBytes, int(config.hStream)) == (96, 384, 1000, 1234)
     assert config.attrs[0].id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
     assert (size.x, size.y, size.z) == (16, 1, 1)
 
@@ -173,6 +178,7 @@ class Probe:
         self.answers = {
             "cuCtxGetCurrent": binding.CUcontext(0),
             "cuDeviceGet": binding.CUdevice(0),
+            "cuDeviceGetAttribute": 227 << 10,
             "cuDevicePrimaryCtxRetain": binding.CUcontext(9),
             "cuLibraryLoadData": binding.CUlibrary(9),
             "cuLibraryGetKernel": binding.CUkernel(9),
@@ -217,7 +223,7 @@ def test_large_clusters_and_shared_memory_are_allowed_before_they_are_asked_abou
     assert driver.calls[1] == ("shared", shared, "lstm_forward", "device 0")
     assert driver.calls[2] == ("large", 1, "lstm_forward", "device 0")
     assert driver.calls[3][2].sharedMemBytes == shared
-    assert driver.calls[0][1] == ("forward", {"LSTM_CLUSTER": 16, "LSTM_TILES": 1, "LSTM_FP16": 0}, "sm_90a", False)
+    assert driver.calls[0][1] == ("forward", launch.Shape(16, 1, False).macros("forward"), "sm_90a", False)
 
 
 def test_a_kernel_is_loaded_once_and_a_second_tile_only_where_it_pays():
@@ -230,6 +236,31 @@ def test_a_kernel_is_loaded_once_and_a_second_tile_only_where_it_pays():
     forward(driver, batch=32)
     assert [call[1][1]["LSTM_TILES"] for call in driver.named("load")] == [1, 2]
     assert driver.named("launch")[0][3][0][-1] == 3
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "groups", "shape"),
+    [
+        (640, 8, 1, launch.Shape(16, 1, False, 40, (3, 4))),
+        (640, 32, 3, launch.Shape(16, 2, False, 40, (5, 6))),
+        (768, 32, 4, launch.Shape(16, 1, False, 48, (5, 6))),
+    ],
+)
+def test_wide_layers_have_larger_blocks(hidden, batch, groups, shape):
+    driver = Driver(fit=7)
+    forward(driver, hidden, batch)
+    ((_, _, config, (values, _)),) = driver.named("launch")
+    assert driver.named("load")[-1][1][1] == shape.macros("forward")
+    assert (config.gridDimX, config.blockDimX) == (groups * 32, shape.units * 8)
+    assert config.sharedMemBytes == shape.shared_bytes("forward")
+    assert values[-1] == groups
+
+
+def test_a_device_with_less_shared_memory_is_refused_before_anything_is_compiled():
+    driver = Driver(shared=99 << 10)
+    with pytest.raises(launch.Unavailable, match=r"the forward scan needs .* the device has 101376"):
+        forward(driver, hidden=768)
+    assert not driver.calls
 
 
 def test_nothing_is_kept_where_there_is_no_backward():
@@ -267,7 +298,7 @@ def test_a_device_says_why_not_after_trying():
     driver, cuda = Driver(), torch.device("cuda", 0)
     assert launch.CudaScans(driver).why_not(cuda, 100, torch.float16) is None
     assert [call[1][:2] for call in driver.named("load")] == [
-        (name, {"LSTM_CLUSTER": 4, "LSTM_TILES": 1, "LSTM_FP16": 1}) for name in ("forward", "backward")
+        (name, launch.Shape(4, 1, True).macros(name)) for name in ("forward", "backward")
     ]
     assert "float32" in launch.CudaScans(Driver()).why_not(cuda, 100, torch.float32)
     assert "refuses" in launch.CudaScans(Driver(loads=(FAILURE,))).why_not(cuda, 100, torch.float16)
@@ -279,10 +310,17 @@ def test_a_failed_launch_is_an_error():
 
 
 def test_the_table_has_every_size_once():
-    assert len(set(launch.SHAPES)) == len(launch.SHAPES) == 32
-    for hidden in range(1, 513):
-        assert launch.shape_for(op.padded(hidden), 1, torch.bfloat16) in launch.SHAPES
-    assert max(shape.shared_bytes(kernel) for shape in launch.SHAPES for kernel in ("forward", "backward")) < 99 << 10
+    assert len(set(launch.SHAPES)) == len(launch.SHAPES) == 38
+    for hidden in range(1, 769):
+        width = op.padded(hidden)
+        for tiles in range(1, launch.most_tiles(hidden) + 1):
+            shape = launch.shape_for(hidden, tiles, torch.bfloat16)
+            assert shape in launch.SHAPES
+            assert shape == launch.shape_for(width, tiles, torch.bfloat16)
+            assert shape.cluster * shape.units == width >= hidden
+    for shape in launch.SHAPES:
+        for kernel in ("forward", "backward"):
+            assert shape.shared_bytes(kernel) <= (99 if shape.units == 32 else 227) << 10
 
 
 @pytest.mark.parametrize(
@@ -303,6 +341,10 @@ def test_rows_are_shared_out_among_the_clusters_that_fit(batch, directions, fit,
     assert launch.plan(batch, directions, fit) == launch.Plan(groups, tiles)
 
 
+def test_where_a_cluster_has_one_tile_there_are_as_many_clusters_as_it_takes():
+    assert [launch.plan(batch, 2, 7, tiles=1) for batch in (8, 32, 64)] == [launch.Plan(n, 1) for n in (1, 4, 8)]
+
+
 def test_no_cluster_gets_more_rows_than_its_tiles_hold():
     for batch in range(1, 200):
         for fit in (1, 2, 3, 7, 15, 66):
@@ -319,8 +361,10 @@ def test_no_cluster_gets_more_rows_than_its_tiles_hold():
         ((10, 0), 512, torch.float16, None, None),
         ((12, 0), 256, torch.float16, None, None),
         ((9, 0), 1, torch.float16, None, None),
+        ((9, 0), 768, torch.bfloat16, None, None),
         ((8, 6), 64, torch.float16, None, "8.6 has no thread block clusters"),
-        ((9, 0), 513, torch.float16, None, "hidden size 513"),
+        ((9, 0), 769, torch.float16, None, "hidden size 769: the kernels hold 1 to 768 units"),
+        ((12, 0), 640, torch.float16, None, "clusters of 16 blocks, the device takes 8"),
         ((9, 0), 0, torch.float16, None, "hidden size 0"),
         ((9, 0), 64, torch.float32, None, "not in float32"),
         ((12, 0), 257, torch.float16, None, "clusters of 10 blocks, the device takes 8"),

@@ -31,7 +31,9 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_text(parser: argparse.ArgumentParser, count: str) -> None:
-    parser.add_argument("text", nargs=count, metavar="TEXT", help="file, plain or .gz, a sentence a line; - for stdin")
+    parser.add_argument(
+        "text", nargs=count, metavar="TEXT", help="file, plain or .gz, a sentence a line; manifest.jsonl; - for stdin"
+    )
     parser.add_argument("--unit", default="word", help="word or character (word)")
     parser.add_argument("--normalizer", default="none", help="none, lower, basic (none)")
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from asr.cli.decoding import add_decoding, build_decoder
 from asr.errors import InputError
 
 
@@ -15,6 +16,7 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     transcribe = verb("transcribe", _transcribe, "Transcribe recordings: files, folders, manifests, - for stdin.")
     transcribe.add_argument("inputs", nargs="+", metavar="INPUT", help="audio file, folder, manifest.jsonl, or -")
     add_model(transcribe)
+    add_decoding(transcribe, nbest=True)
     transcribe.add_argument("-o", "--output-dir", type=Path, help="a file an input here, not standard output")
     transcribe.add_argument(
         "-f",
@@ -27,6 +29,7 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
     evaluate = verb("evaluate", _evaluate, "Word error rate of a model on a manifest, with an interval.")
     add_model(evaluate)
+    add_decoding(evaluate)
     evaluate.add_argument("--manifest", type=Path, required=True, help="manifest with references")
     evaluate.add_argument("-o", "--output", type=Path, help="manifest of the hypotheses (pred_text) to write")
     evaluate.add_argument("--max-wer", type=float, help="exit status 1 above this rate (a share: 0.05 is 5 %%)")
@@ -76,7 +79,8 @@ def _transcribe(args: argparse.Namespace) -> int:
             f"{len(recordings) - len(todo)} of {len(recordings)} inputs have their outputs already: left as they are"
         )
     failures = []
-    results = bulk.transcribe(model, todo, channel=args.channel, batch_seconds=args.batch_seconds)
+    decoder = build_decoder(args, model.tokens, screen)
+    results = bulk.transcribe(model, todo, decoder=decoder, channel=args.channel, batch_seconds=args.batch_seconds)
     with screen.counting("transcribing", len(todo)) as counter:
         for recording, result in results:
             counter.advance()
@@ -121,10 +125,12 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     screen = Screen(args.quiet)
     model = recognizer.load(args.model, args.device)
+    decoder = build_decoder(args, model.tokens, screen)
     with screen.counting("evaluating", len(manifest.read(args.manifest))) as counter:
         result = evaluate(
             model,
             args.manifest,
+            decoder=decoder,
             normalizer=args.normalizer,
             bootstrap=args.bootstrap,
             by_speaker=args.by == "speaker",
@@ -140,7 +146,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         described = {
             "manifest": str(args.manifest),
             "model": model.identity,
-            "decoder": model.card["decoder"],
+            "decoder": decoder.settings if decoder else model.card["decoder"],
         }
         print(json.dumps(described | result.to_json(), ensure_ascii=False))
     else:

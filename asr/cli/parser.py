@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import asr
-from asr.cli import align, lm, models, training
+from asr.cli import align, lm, models, training, tune
 from asr.errors import InputError
 
 
@@ -35,6 +35,7 @@ def build() -> Parser:
     training.add(verb)
     models.add(verb)
     align.add(verb)
+    tune.add(verb)
     language: Parser = verb("lm", None, "Train and measure n-gram language models.")
     lm.add(_adder(language, "lm_verb"))
     return parser

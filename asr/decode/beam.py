@@ -9,6 +9,7 @@ the word bonus and the hot words give; a hypothesis shows the four apart. The lo
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class BeamSearch:
         unknown: float | None = None,
         best_path: bool = False,
     ) -> None:
-        given = {
+        given: dict[str, Any] = {
             "beam": beam,
             "nbest": nbest,
             "token_min": token_min,
@@ -83,9 +84,15 @@ class BeamSearch:
             "unknown": unknown,
             "best_path": best_path,
         }
+        self._given = (tokens, lm, lexicon, hot_words), given
         self.vocabulary = Vocabulary(tokens, lm, lexicon, hot_words or {}, given)
         self.settings = {"kind": "beam", **self.vocabulary.settings}
         self._spaces: list[_Space] = []  # left by earlier calls: fresh memory costs as much time as the search
+
+    def with_settings(self, **changes: Any) -> "BeamSearch":
+        """The same search with some settings changed."""
+        files, given = self._given
+        return BeamSearch(*files, **(given | changes))
 
     def decode(self, log_probs: Tensor | np.ndarray) -> list[Hypothesis]:
         """The hypotheses of one utterance, best first, no two of the same text; at least one.
@@ -144,7 +151,10 @@ class Stream:
             self._rows.clear()
 
     def partial(self) -> Hypothesis:
-        """What is heard so far: the best prefix as it stands, its last word perhaps not at its end."""
+        """What is heard so far: the best prefix as it stands, its last word perhaps not at its end.
+
+        Its `acoustic` is the sum of the search, a lower bound.
+        """
         if not self._counts[ALIVE]:
             return _NOTHING
         best = int(self._space.beam.total[: self._counts[ALIVE]].argmax())

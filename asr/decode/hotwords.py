@@ -16,6 +16,7 @@ import numpy as np
 from asr.decode.lexicon import Tree
 from asr.errors import InputError
 
+HIGHEST = 50  # weight, nats
 EDGE = 0  # the symbol for a word's edge; the blank, whose number it is, is no part of a phrase
 
 
@@ -44,12 +45,12 @@ class HotWords:
             spell: a word's token numbers; raises InputError where it can't be spelled.
 
         Raises:
-            InputError: a weight is negative or no number, a phrase is empty or can't be spelled (status 2).
+            InputError: a weight is not from 0 to `HIGHEST`, a phrase is empty or can't be spelled (status 2).
         """
         sequences, weights = [], []
         for phrase, weight in phrases.items():
-            if not 0 <= weight < np.inf:
-                raise InputError(f"hot word {phrase!r}: weight {weight} is not a number from 0 up", status=2)
+            if not 0 <= weight <= HIGHEST:
+                raise InputError(f"hot word {phrase!r}: weight {weight} is not from 0 to {HIGHEST}", status=2)
             if not phrase.split():
                 raise InputError("a hot word is empty; remove it", status=2)
             if weight > 0:

@@ -12,7 +12,8 @@ where N1, N2, N3 count the words v that are kept behind h with a(h v) of 1, 2, a
 a of those that aren't. 1-grams are interpolated with the uniform distribution over the words and ``<unk>``.
 
 One difference from lmplz (commit 4cb443e): into the counts of counts that one takes the last n-gram of each order
-below the highest with its c, not its a. In a text of some size that is beyond the digits written.
+below the highest with its c, not its a. That moves discounts where an order has few n-grams, as 2-grams of characters;
+with the words of a text of some size it is beyond the digits written.
 
 Words are numbers here: 0 is ``<unk>``, 1 ``<s>``, 2 ``</s>``.
 """
@@ -89,19 +90,28 @@ def count(stream: np.ndarray, words: int, order: int, advance: Callable[[], None
     for length in range(2, order + 1):
         last = stream[length - 1 :]
         inside = np.flatnonzero((places[: len(last)] >= 0) & (last != BOS))
-        key = places[inside] * words + last[inside]
-        ranks = np.argsort(key)
-        key = key[ranks]
-        new = np.append([True], key[1:] != key[:-1])[: len(key)]
-        key = key[new]
-        which = np.cumsum(new) - 1
+        key, which, counts = _distinct(places[inside] * words + last[inside], len(grams[-1].word) * words)
         suffix = np.empty(len(key), np.int64)
-        suffix[which] = places[inside[ranks] + 1]
+        suffix[which] = places[inside + 1]
+        grams.append(Grams(key // words, key % words, suffix, counts))
         places = np.full(len(last), -1)
-        places[inside[ranks]] = which
+        places[inside] = which
         advance()
-        grams.append(Grams(key // words, key % words, suffix, np.bincount(which, minlength=len(key))))
     return grams
+
+
+def _distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The different keys in order, the place of each key among them, how often each occurs; all are below `bound`."""
+    if bound <= len(keys):  # few units, as characters: a table is much faster than sorting
+        table = np.bincount(keys, minlength=bound)
+        return np.flatnonzero(table), (np.cumsum(table > 0) - 1)[keys], table[table > 0]
+    ranks = np.argsort(keys)
+    ordered = keys[ranks]
+    new = np.append([True], ordered[1:] != ordered[:-1])[: len(keys)]
+    which = np.empty(len(keys), np.int64)
+    which[ranks] = np.cumsum(new) - 1
+    begins = np.flatnonzero(new)
+    return ordered[begins], which, np.diff(np.append(begins, len(keys)))
 
 
 def adjust(grams: Sequence[Grams]) -> list[np.ndarray]:

@@ -123,12 +123,12 @@ def number(data: np.ndarray, at: int, end: int) -> tuple[float, bool]:
             return 0.0, False
         shift, at = shift + exponent, end
     value = float(mantissa)
-    while shift > 0 and value <= LARGEST and value > 0:
+    while shift > 0 and 0 < value <= LARGEST:
         value *= _TENS[min(shift, 22)]
-        shift -= 22
+        shift -= min(shift, 22)
     while shift < 0 and value > 0:
         value /= _TENS[min(-shift, 22)]
-        shift += 22
+        shift += min(-shift, 22)
     return (-value if negative else value), at == end and value <= LARGEST
 
 

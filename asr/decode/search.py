@@ -42,6 +42,7 @@ NODE = np.dtype(
     align=True,
 )
 UNKNOWN = -2
+_MOST = 600.0  # nats that one step may add: float64 holds no more
 NOTHING = 1e-250  # share of the best below which a sum is 0, before float64 runs out of digits and slows down
 
 
@@ -133,7 +134,7 @@ def search(rows, begin, frame, vocabulary, nodes, slots, keys, ids, beam, found,
         floor = _stay(row, frame + t, knobs, nodes, slots, beam, found, probs, counts) * knobs.ratio
         for j in range(several):
             token = int(picks[j])
-            p = math.exp(float(row[token]))
+            p = math.exp(np.float64(row[token]))
             _extend(token, p, frame + t, floor, vocabulary, nodes, slots, keys, ids, beam, found, counts)
         best = _keep(knobs, slots, beam, found, sorting, counts)
         if best > 0.0:
@@ -156,10 +157,12 @@ def _pick(row, knobs, picks, spare):
     if 0 < knobs.token_top < count:
         for j in range(count):
             spare[j] = row[picks[j]]
-        least = kth_largest(spare, count, knobs.token_top)
-        kept = 0
+        least, ties, kept = kth_largest(spare, count, knobs.token_top), knobs.token_top, 0
         for j in range(count):
-            if row[picks[j]] >= least and kept < knobs.token_top:
+            ties -= row[picks[j]] > least
+        for j in range(count):
+            if row[picks[j]] > least or (row[picks[j]] == least and ties > 0):
+                ties -= row[picks[j]] == least
                 picks[kept] = picks[j]
                 kept += 1
         count = kept
@@ -172,7 +175,7 @@ def _stay(row, frame, knobs, nodes, slots, beam, found, probs, counts):
     best_path = knobs.best_path
     alive, _, labels, totals, lasts, spots = beam
     node, blank, label, _, last, spot = found
-    p_blank = math.exp(float(row[0]))
+    p_blank = math.exp(np.float64(row[0]))
     best = 0.0
     for i in range(counts[ALIVE]):
         x, token = int(alive[i]), int(lasts[i])
@@ -181,7 +184,7 @@ def _stay(row, frame, knobs, nodes, slots, beam, found, probs, counts):
         label[i] = 0.0
         if token > 0 and labels[i] > 0.0:
             if probs[token] < 0.0:
-                probs[token] = math.exp(float(row[token]))
+                probs[token] = math.exp(np.float64(row[token]))
             label[i] = labels[i] * probs[token]
             if label[i] > blank[i]:
                 nodes[x]["end"] = frame + 1
@@ -306,7 +309,7 @@ def _enter(x, token, choice, y, tokens, words, lm, phrases, knobs, nodes):
     node["parent"], node["token"], node["choice"], node["word"] = x, token, choice, word
     node["spot"], node["state"], node["hot"], node["words"] = spot, state, hot, count
     node["lm"], node["won"] = score, won
-    node["gain"] = math.exp(potential(spot, hot, score, count, won, words, phrases, knobs) - before)
+    node["gain"] = math.exp(min(_MOST, potential(spot, hot, score, count, won, words, phrases, knobs) - before))
     return True
 
 

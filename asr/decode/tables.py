@@ -149,7 +149,7 @@ def _are_sound(arrays: Arrays, size: int) -> bool:
     first, word, logprob, backoff, suffix, follow = arrays
     contexts, entries = len(backoff), len(word)
     rows = first[0] == 1 and first[1] == size + 1 and first[-1] == entries and bool((first[1:] >= first[:-1]).all())
-    ids = word[1:].min() >= 0 and word.max() < size
+    ids = word[0] == -1 and word[1:].min() >= 0 and word.max() < size
     states = follow.min() >= 0 and follow.max() < contexts and suffix.min() >= 0 and suffix[0] == 0
     shorter = bool((suffix[1:] < np.arange(1, contexts)).all())
     return bool(rows and ids and states and shorter and np.isfinite(logprob).all() and np.isfinite(backoff).all())

@@ -8,6 +8,7 @@ import numpy as np
 
 from asr import ctc
 from asr.ctc import WordSpan
+from asr.decode import ngram
 from asr.decode.hotwords import HotWords
 from asr.decode.lexicon import Lexicon, Tree
 from asr.decode.ngram import NGram
@@ -67,7 +68,7 @@ class Vocabulary:
             token_min=float(settings["token_min"]),
             token_top=int(settings["token_top"]),
             ratio=math.exp(settings["beam_min"]),
-            reach=math.exp(max(0.0, self.settings["word_bonus"]) + hot.largest),
+            reach=math.exp(min(600.0, max(0.0, self.settings["word_bonus"]) + hot.largest)),
             lm_weight=float(self.settings["lm_weight"]),
             bonus=float(self.settings["word_bonus"]),
             unknown=float(self.settings["unknown"]),
@@ -94,6 +95,11 @@ class Vocabulary:
             return self._lexicon.sequences(self._ids, self._spell)
         if lm is None:
             return [], [], []
+        if lm.tables[2][lm.unk + 1] <= ngram.UNK_LOGPROB and (new := [word for word in hot if word not in lm.ids]):
+            raise InputError(
+                f"hot word {new[0]!r} is not in the language model, which has no <unk>; `asr lm train` writes one",
+                status=2,
+            )
         names, sequences, wrong = [], [], []
         for word in dict.fromkeys([*lm.words, *hot]):
             if word not in _SPECIAL:
@@ -176,8 +182,8 @@ def _completed(settings: Mapping[str, Any], lm: NGram | None, by_token: bool) ->
         "token_min": (-math.inf, 0),
         "token_top": (0, 1_000_000),
         "beam_min": (-math.inf, 0),
-        "lm_weight": (0, 1000),
-        "word_bonus": (-1000, 1000),
+        "lm_weight": (0, 20),
+        "word_bonus": (-50, 50),
         "unknown": (-1000, 0),
     }
     for key, (low, high) in ranges.items():

@@ -7,15 +7,13 @@ by `asr.lstm.cuda.launch`.
 
 Gates are in torch's order i, f, g, o in `weight_ih`, `weight_hh` and `bias`. Inside they lie unit by unit,
 `(..., hidden, 4)`, so that a thread reads the four gates of its cell at once: the weights are reordered, never the
-activations. `hidden` is padded to a multiple of 64 there, with zero weights; such units stay exactly 0.
+activations. `hidden` is padded there (`padded`), with zero weights; such units stay exactly 0.
 """
 
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-
-UNITS = 64  # the padded hidden size is a multiple of this: two blocks of 32 units
 
 
 class Scans(Protocol):
@@ -118,8 +116,9 @@ def _check(
 
 
 def padded(hidden: int) -> int:
-    """Hidden size that the scans work with: the next multiple of 64."""
-    return -(-hidden // UNITS) * UNITS
+    """Hidden size that the scans work with: the next multiple of 64, above 512 of 128."""
+    multiple = 64 if hidden <= 512 else 128  # two blocks of 32 units; 16 blocks of 40 or 48
+    return -(-hidden // multiple) * multiple
 
 
 @torch.library.custom_op("asr::lstm_layer", mutates_args=())

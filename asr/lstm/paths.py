@@ -13,7 +13,7 @@ Kernels are compiled and loaded when the path is chosen; where they can't be, on
                 sorted by length and only computed while they last
 ``cudnn``       cuDNN, a direction at a time in the same way, padding included (to leave it out would mean to wait for
                 the GPU)
-``fused``       `asr.lstm.op`: a layer's recurrence, both directions, as one kernel with its weights in registers
+``fused``       `asr.lstm.op`: a layer's recurrence, both directions, as one kernel that holds its weights
 ==============  =====================================================================================================
 
 Inside `torch.compile` and `torch.export`, `cpu` and `cudnn` are the op of `asr.lstm.scan`.

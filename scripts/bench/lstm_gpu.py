@@ -1,4 +1,4 @@
-"""The fused LSTM's first run on a GPU, in one command of about 20 minutes: is it right, is it repeatable, how fast.
+"""The fused LSTM's first run on a GPU, in one command of half an hour at most: is it right, is it repeatable, how fast.
 
     python scripts/bench/lstm_gpu.py --out docs/results/lstm_gpu.json [--steps facts,smallest] [--again]
 
@@ -42,6 +42,7 @@ from asr.lstm.cuda import launch
 
 BF16, FP16 = torch.bfloat16, torch.float16
 TYPES = {"bf16": BF16, "fp16": FP16}
+SCANS = ("forward", "backward")
 Record = dict[str, Any]
 Item = dict[str, Any]
 
@@ -136,19 +137,20 @@ def rounded(errors: dict[str, float]) -> dict[str, float]:
 
 
 def facts(card: str, item: Item) -> Record:
-    """Versions, the device, and how many clusters of each size it runs at once."""
+    """Versions, the device, and how many clusters of each shape it runs at once."""
     if card == "cpu":
         return {"torch": torch.__version__}
     clusters = {}
-    for cluster, kernel, tiles in itertools.product((2, 8, 10, 12, 14, 16), ("forward", "backward"), (1, 2)):
+    for hidden, kernel, tiles in itertools.product((64, 256, 320, 384, 448, 512, 640, 768), SCANS, (1, 2)):
+        if tiles > launch.most_tiles(hidden):
+            continue
         start = time.monotonic()
         try:
-            fit: int | str = (
-                launch.CudaScans().kernel(kernel, launch.Shape(cluster, tiles, False), torch.device("cuda", 0)).fit
-            )
+            shape = launch.shape_for(hidden, tiles, BF16)
+            fit: int | str = launch.CudaScans().kernel(kernel, shape, torch.device("cuda", 0)).fit
         except launch.Unavailable as error:
             fit = str(error)
-        clusters[f"{kernel}, {cluster} blocks, {tiles} tiles"] = [fit, round(time.monotonic() - start, 2)]
+        clusters[f"{kernel}, {hidden} units, {tiles} tiles"] = [fit, round(time.monotonic() - start, 2)]
     query = [
         "nvidia-smi",
         "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.draw",
@@ -296,7 +298,7 @@ def scans(card: str, item: Item) -> Record:
     rounds = 30 if card == "cuda" else 1
     return {
         f"{name} us a step": round(milliseconds(card, work, rounds) / frames * 1e3, 4)
-        for name, work in (("forward", forward), ("backward", backward))
+        for name, work in zip(SCANS, (forward, backward), strict=True)
     }
 
 
@@ -309,7 +311,7 @@ def items(card: str, **values: list[Any]) -> Iterator[Item]:
 
 def matrix(card: str) -> Iterator[Item]:
     """What `correctness` covers: every size of cluster, rows around a tile's border, one step to many."""
-    sizes = [8, 64, 100, 128, 192, 256, 320, 384, 448, 512]
+    sizes = [8, 64, 100, 128, 192, 256, 320, 384, 448, 512, 600, 640, 768]
     return items(
         card, type=["bf16", "fp16"], directions=[2], frames=[3, 1, 2, 17, 100], batch=[7, 1, 8, 9, 16, 33], hidden=sizes
     )
@@ -321,7 +323,7 @@ def fuzz(card: str) -> Iterator[Item]:
     for _ in range(400 if card == "cuda" else 1):
         large = draw.random() < 0.3
         yield {
-            "hidden": draw.randint(8, 512 if card == "cuda" else 64),
+            "hidden": draw.randint(8, launch.LARGEST if card == "cuda" else 64),
             "batch": draw.randint(1, 70 if large else 12),
             "frames": draw.randint(1, 300 if large and card == "cuda" else 20),
             "directions": draw.randint(1, 2),
@@ -330,30 +332,30 @@ def fuzz(card: str) -> Iterator[Item]:
 
 
 def smallest(card: str) -> Iterator[Item]:
-    """From one block's worth of units to the largest cluster."""
-    return items(card, hidden=[64, 256, 320, 512], batch=[3], frames=[5], directions=[1, 2], type=["bf16"])
+    """From two blocks of units to the largest."""
+    return items(card, hidden=[64, 256, 320, 512, 640, 768], batch=[3], frames=[5], directions=[1, 2], type=["bf16"])
 
 
 def shapes(card: str) -> Iterator[Item]:
     """What is timed."""
     if card == "cpu":
         return iter([{"type": "bf16", "hidden": 64, "frames": 3, "batch": 2}])
-    return items(card, type=["bf16"], hidden=[512, 256, 320], frames=[800, 200], batch=[16, 1, 8, 32, 64])
+    return items(card, type=["bf16"], hidden=[512, 256, 320, 640, 768], frames=[800, 200], batch=[16, 1, 8, 32, 64])
 
 
 # seconds at most, what to do it with, what to do
 STEPS: dict[str, tuple[int, Callable[[str], Iterator[Item]], Callable[[str, Item], Record]]] = {
     "facts": (120, lambda card: iter([{}]), facts),
     "smallest": (120, smallest, correctness),
-    "scans": (150, shapes, scans),
-    "timing": (300, shapes, timing),
-    "correctness": (240, matrix, correctness),
+    "scans": (240, shapes, scans),
+    "timing": (480, shapes, timing),
+    "correctness": (320, matrix, correctness),
     "repeatability": (
-        90,
-        lambda card: items(card, hidden=[64, 512], batch=[5, 32], frames=[4, 200], runs=[20]),
+        150,
+        lambda card: items(card, hidden=[64, 512, 640, 768], batch=[5, 32], frames=[4, 200], runs=[20]),
         repeatability,
     ),
-    "capture": (60, lambda card: items(card, hidden=[64, 512]), capture),
+    "capture": (60, lambda card: items(card, hidden=[64, 512, 640, 768]), capture),
     "fuzz": (240, fuzz, correctness),
 }
 

@@ -35,6 +35,7 @@ struct OneDimension { int x; };
 #define DEVICE inline
 #define KERNEL extern "C" void
 #define SHARED(type, name)                                                                                             \
+    static_assert(sizeof(type) <= SHARED_LIMIT, "more shared memory than a block can have");                           \
     emulation::current->block->shared_size = sizeof(type);                                                             \
     type& name = *reinterpret_cast<type*>(emulation::current->block->shared)
 #define threadIdx (OneDimension{emulation::current->thread})
@@ -42,7 +43,7 @@ struct OneDimension { int x; };
 
 namespace emulation {
 
-constexpr int BLOCK_THREADS = 256, BLOCK_WARPS = 8, STACK = 64 << 10;
+constexpr int BLOCK_THREADS = 8 * LSTM_UNITS, BLOCK_WARPS = BLOCK_THREADS / 32, STACK = 64 << 10;
 constexpr u32 SHARED_LIMIT = 227 << 10;
 
 struct Meeting { int arrived = 0; u64 generation = 0; };                 // a barrier of threads

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from asr.lstm import op
+from asr.lstm.cuda import launch
 
 HERE = Path(__file__).parent
 KERNELS = Path(op.__file__).parent / "cuda"
@@ -23,7 +24,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 @functools.lru_cache
-def build(kernel: str, cluster: int, tiles: int, fp16: bool, edits: tuple[tuple[str, str], ...] = ()) -> str:
+def build(kernel: str, shape: launch.Shape, edits: tuple[tuple[str, str], ...] = ()) -> str:
     """Compile one kernel ("forward", "backward") of one shape; returns the library's path.
 
     `edits` are replacements in the sources of the kernel, for tests that plant a fault.
@@ -36,8 +37,7 @@ def build(kernel: str, cluster: int, tiles: int, fp16: bool, edits: tuple[tuple[
     for name, text in texts.items():
         (folder / name).write_text(text)
     library = folder / "kernel.so"
-    macros = {"LSTM_CLUSTER": cluster, "LSTM_TILES": tiles, "LSTM_FP16": int(fp16)}
-    options = [f"-D{name}={value}" for name, value in macros.items()]
+    options = [f"-D{name}={value}" for name, value in shape.macros(kernel).items()]
     options += [f'-DKERNEL_FILE="{folder / kernel}.cu"', f"-I{HERE}"] + ["-DBACKWARD"] * (kernel == "backward")
     command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", *options]
     done = subprocess.run([*command, str(HERE / "main.cc"), "-o", str(library)], capture_output=True, text=True)
@@ -51,10 +51,19 @@ class EmulationError(Exception):
 
 
 class EmulatedScans:
-    """`asr.lstm.op.Scans` on the host; `tiles` of 8 rows a cluster, under the schedule of `seed`."""
+    """`asr.lstm.op.Scans` on the host; `tiles` of 8 rows a cluster, under the schedule of `seed`.
 
-    def __init__(self, tiles: int = 1, seed: int = 0, edits: dict[str, tuple[tuple[str, str], ...]] | None = None):
-        self.tiles, self.seed, self.edits = tiles, seed, edits or {}
+    `shape` is another one than the launcher would take for a size: wide blocks in a small cluster.
+    """
+
+    def __init__(
+        self,
+        tiles: int = 1,
+        seed: int = 0,
+        edits: dict[str, tuple[tuple[str, str], ...]] | None = None,
+        shape: launch.Shape | None = None,
+    ):
+        self.tiles, self.seed, self.edits, self.shape = tiles, seed, edits or {}, shape
 
     def forward(self, weight_hh, gates, cells, output, h0, c0, h_n, c_n, order, lengths):
         for result in (cells, output, h_n, c_n):
@@ -71,9 +80,10 @@ class EmulatedScans:
 
     def _run(self, kernel, gates, tensors, order, lengths):
         frames, batch, directions, hidden, _ = gates.shape
-        fp16 = gates.dtype == torch.float16
-        library = ctypes.CDLL(build(kernel, hidden // 32, self.tiles, fp16, self.edits.get(kernel, ())))
-        groups = -(-batch // (8 * self.tiles))
+        shape = self.shape or launch.shape_for(hidden, self.tiles, gates.dtype)
+        assert (shape.cluster * shape.units, shape.fp16) == (hidden, gates.dtype == torch.float16)
+        library = ctypes.CDLL(build(kernel, shape, self.edits.get(kernel, ())))
+        groups = -(-batch // (8 * shape.tiles))
         assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
         pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
         rows = [ctypes.c_void_p(order.data_ptr()), ctypes.c_void_p(lengths.data_ptr())]

@@ -40,7 +40,7 @@ def ragged(batch, frames):
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16])
-@pytest.mark.parametrize("hidden", [8, 64, 100, 192, 256, 320, 384, 448, 512])
+@pytest.mark.parametrize("hidden", [8, 64, 100, 192, 256, 320, 384, 448, 512, 600, 640, 700, 768])
 @pytest.mark.parametrize(("batch", "frames"), [(1, 1), (1, 3), (7, 2), (8, 17), (9, 40), (16, 5), (33, 30), (64, 100)])
 def test_outputs_states_and_gradients_are_those_of_torch_in_float64(hidden, batch, frames, dtype):
     if reason := launch.why_not(torch.cuda.get_device_capability(), hidden, dtype):
@@ -49,7 +49,7 @@ def test_outputs_states_and_gradients_are_those_of_torch_in_float64(hidden, batc
     assert not case.wrong(case.run(op.layer))
 
 
-@pytest.mark.parametrize("hidden", [64, 256])
+@pytest.mark.parametrize("hidden", [64, 256, 640, 768])
 def test_runs_give_the_same_bits_beside_other_work(hidden):
     case = Case(hidden, ragged(32, 100), BF16, device="cuda")
     first = case.run(op.layer)
@@ -62,8 +62,9 @@ def test_runs_give_the_same_bits_beside_other_work(hidden):
     torch.cuda.synchronize()
 
 
-def test_a_captured_layer_replays():
-    case = Case(64, ragged(9, 20), BF16, device="cuda")
+@pytest.mark.parametrize("hidden", [64, 640, 768])
+def test_a_captured_layer_replays(hidden):
+    case = Case(hidden, ragged(9, 20), BF16, device="cuda")
     with torch.no_grad():
         expected = op.layer(**case.arguments)
         graph = torch.cuda.CUDAGraph()

@@ -7,8 +7,8 @@
 //      `parts[(round - 1) % 2]`, one slot a source: every thread adds its cells' slots in the order of the blocks, so
 //      that the result does not depend on timing;
 //   2. every thread takes its cells back through the gates; dgates go to memory and to `dgates[round % 2]`;
-//   3. after a block barrier, each warp multiplies them by weight_hh of this block's gates (transposed, in registers),
-//      which gives the part in dh of the 32 units of each peer that it serves, and pushes it there in fp32.
+//   3. after a block barrier, each warp multiplies them by weight_hh of this block's gates (transposed), for 16 units
+//      of the cluster at a time, and pushes these parts of dh in fp32 to the blocks that own the units.
 //
 // With h_{t-1} needed nowhere, the parts (4 bytes a unit and row) are half the traffic that sending dgates would be.
 // Two buffers need no "empty" barrier, by the argument of forward.cu: a block pushes round k after its block barrier,
@@ -17,11 +17,21 @@
 // bytes that anybody sends, so there is no barrier at the end.
 #include "common.cuh"
 
+constexpr int STEPS = UNITS / 4;       // of 16 of this block's gates
+constexpr int UNIT_TILES = 2 * PEERS;  // of 16 hidden units that a warp multiplies, counted from this block's own on
+// Tiles of rows multiplied at once: where weights lie in shared memory all, so that they are read but once a round;
+// else one, so that its push is on the way during the product of the next.
+constexpr int TOGETHER = PARTS_IN_SHARED ? TILES : 1;
+
 struct Shared {
+    Weights<STEPS, UNIT_TILES>::Rest weights;
     float parts[2][CLUSTER][TILES][THREADS]; // [buffer][source block][tile][cell = thread]
-    uint4 dgates[2][TILES][4][32];           // the B operand: [8 units][row * 4 + pair of units]
+    uint4 dgates[2][TILES][UNITS / 8][32];   // the B operand: [8 units][row * 4 + pair of units]
     u64 full[2];                             // mbarriers
 };
+
+// The m-th tile of a warp.
+DEVICE int tile_of(int warp, int m) { return 2 * (warp + m / 2 * WARPS) + m % 2; }
 
 // What a step of a cell needs from memory.
 struct Saved {
@@ -44,37 +54,42 @@ KERNEL lstm_backward(const u16* __restrict__ weight_hh, const u16* gates, const 
     SHARED(Shared, shared);
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, quad = lane % 4;
     const int rank = cluster_rank(), steps = rows.steps;
-    // A thread owns the cell where the *sender's* mma leaves it: tile thread / 128 of 16 units, lane thread % 128 / 4,
-    // element thread % 4. So a push is 512 bytes in a row, and the slots of a cell are read without bank conflicts.
-    const int from_lane = thread % 128 / 4, element = thread % 4;
-    const int own = thread / 128 * 16 + from_lane / 4 * 2 + element / 2, unit = rank * UNITS + own;
-    const int place = from_lane % 4 * 2 + element % 2; // its row in a tile
+    // A thread owns the cell where the *sender's* mma leaves it: pair of units thread / 16, pair of rows
+    // thread / 4 % 4, element thread % 4. So a push is 512 bytes in a row (less where its units belong to two blocks),
+    // and the slots of a cell are read without bank conflicts.
+    const int element = thread % 4;
+    const int own = thread / 16 * 2 + element / 2, unit = rank * UNITS + own;
+    const int place = thread / 4 % 4 * 2 + element % 2; // its row in a tile
 
-    // Weights, transposed, as the A operand: row r of tile m is the peer's unit 16m + 2r, row r + 8 is 16m + 2r + 1;
-    // a column is a gate of this block, 4 unit + gate, permuted so that 16 bytes of dgates feed two k steps.
-    u32 weight[PEERS][2][4][2][4]; // [peer][tile][8 own units][k step][fragment]
+    // Weights, transposed, as the A operand: row r of a tile is unit 2r of its 16, row r + 8 is unit 2r + 1; a column
+    // is a gate of this block, 4 unit + gate, permuted so that 16 bytes of dgates feed two k steps. A warp has two
+    // tiles in a row, and two more behind the first ones of all warps. `to[m]` is the first of this lane's two units.
+    Weights<STEPS, UNIT_TILES> weights(shared.weights); // a part is a k step; fragments: [tile]
+    int to[UNIT_TILES];
 #pragma unroll
-    for (int d = 0; d < PEERS; d++)
+    for (int m = 0; m < UNIT_TILES; m++) {
+        to[m] = (rank * UNITS + tile_of(warp, m) * 16 + lane / 4 * 2) % HIDDEN;
+        auto fetch = [&](int k) {
+            const i64 from = (i64)rows.direction * 4 * HIDDEN + rank * UNITS + k / 2 * 8 + quad * 2 + k % 2;
+            u32 a[2][2];
 #pragma unroll
-        for (int m = 0; m < 2; m++)
+            for (int f = 0; f < 4; f++) {
+                const u16* w = weight_hh + (from + f / 2 * 2 * HIDDEN) * HIDDEN + to[m] + f % 2;
+                a[f / 2][f % 2] = pack(w[0], w[(i64)HIDDEN * HIDDEN]);
+            }
+            weights.set(k, m, uint4{a[0][0], a[0][1], a[1][0], a[1][1]});
+        };
+#pragma unroll 1 // what is under way takes registers too
+        for (int k = 0; k < PARTS_IN_SHARED; k++) fetch(k);
 #pragma unroll
-            for (int block = 0; block < 4; block++)
-#pragma unroll
-                for (int k = 0; k < 2; k++)
-#pragma unroll
-                    for (int f = 0; f < 4; f++) {
-                        const int peer = (rank + warp + WARPS * d) % CLUSTER, gate = f / 2 * 2;
-                        const int to = peer * UNITS + m * 16 + lane / 4 * 2 + f % 2;
-                        const int from = rank * UNITS + block * 8 + quad * 2 + k;
-                        const u16* w = weight_hh + ((i64)(rows.direction * 4 + gate) * HIDDEN + from) * HIDDEN + to;
-                        weight[d][m][block][k][f] = pack(w[0], w[(i64)HIDDEN * HIDDEN]);
-                    }
+        for (int k = PARTS_IN_SHARED; k < STEPS; k++) fetch(k);
+    }
 
-    u32 bytes = 0; // that fill an mbarrier: 256 a block and pair of rows that exist
+    u32 bytes = 0; // that fill an mbarrier: 8 a unit, block and pair of rows that exist
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
         const int live = rows.count - n * ROWS;
-        bytes += CLUSTER * 256 * (live >= ROWS ? ROWS / 2 : live > 0 ? (live + 1) / 2 : 0);
+        bytes += CLUSTER * UNITS * 8 * (live >= ROWS ? ROWS / 2 : live > 0 ? (live + 1) / 2 : 0);
     }
     if (thread == 0) {
         for (int i = 0; i < 2; i++) mbarrier_init(shared_address(&shared.full[i]));
@@ -107,12 +122,12 @@ KERNEL lstm_backward(const u16* __restrict__ weight_hh, const u16* gates, const 
 #pragma unroll
     for (int n = 0; n < TILES; n++)
         if (steps > 0) load(steps - 1, n);
-    u32 far_parts[PEERS], far_full[PEERS];
+    u32 far_parts[UNIT_TILES], far_full[UNIT_TILES];
 #pragma unroll
-    for (int d = 0; d < PEERS; d++) {
-        const u32 peer = (rank + warp + WARPS * d) % CLUSTER;
-        far_parts[d] = peer_address(shared_address(&shared.parts[0][rank][0][lane * 4]), peer);
-        far_full[d] = peer_address(shared_address(&shared.full[0]), peer);
+    for (int m = 0; m < UNIT_TILES; m++) {
+        const u32 peer = to[m] / UNITS, cell_there = to[m] % UNITS * 8 + quad * 4;
+        far_parts[m] = peer_address(shared_address(&shared.parts[0][rank][0][cell_there]), peer);
+        far_full[m] = peer_address(shared_address(&shared.full[0]), peer);
     }
 
     for (int round = 0; round <= steps; round++) { // the last round, of step -1, only collects the gradient of h0
@@ -164,26 +179,30 @@ KERNEL lstm_backward(const u16* __restrict__ weight_hh, const u16* gates, const 
         block_barrier();
 
 #pragma unroll
-        for (int n = 0; n < TILES; n++) {
-            float sum[PEERS][2][4] = {};
+        for (int first = 0; first < TILES; first += TOGETHER) {
+            float sum[TOGETHER][UNIT_TILES][4] = {};
 #pragma unroll
-            for (int block = 0; block < 4; block++) {
-                const uint4 v = shared.dgates[buffer][n][block][lane];
+            for (int k = 0; k < STEPS; k += 2)
 #pragma unroll
-                for (int i = 0; i < 2 * PEERS; i++) mma(sum[i / 2][i % 2], weight[i / 2][i % 2][block][0], v.x, v.y);
+                for (int n = 0; n < TOGETHER; n++) {
+                    const uint4 v = shared.dgates[buffer][first + n][k / 2][lane];
 #pragma unroll
-                for (int i = 0; i < 2 * PEERS; i++) mma(sum[i / 2][i % 2], weight[i / 2][i % 2][block][1], v.z, v.w);
-            }
+                    for (int m = 0; m < UNIT_TILES; m++) weights.multiply(sum[n][m], k, m, v.x, v.y);
 #pragma unroll
-            for (int i = 0; i < 2 * PEERS; i++)
-                if ((EVERY_WARP_SENDS || warp + WARPS * (i / 2) < CLUSTER) && n * ROWS + 2 * quad < rows.count) {
-                    const float* s = sum[i / 2][i % 2];
-                    push16(far_parts[i / 2] + buffer * (u32)sizeof(shared.parts[0]) +
-                               n * (u32)sizeof(shared.parts[0][0][0]) + i % 2 * (u32)(sizeof(float) * THREADS / 2),
-                           far_full[i / 2] + buffer * (u32)sizeof(shared.full[0]),
+                    for (int m = 0; m < UNIT_TILES; m++) weights.multiply(sum[n][m], k + 1, m, v.z, v.w);
+                }
+#pragma unroll
+            for (int i = 0; i < TOGETHER * UNIT_TILES; i++) {
+                const int n = first + i / UNIT_TILES, m = i % UNIT_TILES;
+                if ((EVERY_WARP_SENDS || tile_of(warp, m) < HIDDEN / 16) && n * ROWS + 2 * quad < rows.count) {
+                    const float* s = sum[i / UNIT_TILES][m];
+                    push16(far_parts[m] + buffer * (u32)sizeof(shared.parts[0]) +
+                               n * (u32)sizeof(shared.parts[0][0][0]),
+                           far_full[m] + buffer * (u32)sizeof(shared.full[0]),
                            uint4{__float_as_uint(s[0]), __float_as_uint(s[1]), __float_as_uint(s[2]),
                                  __float_as_uint(s[3])});
                 }
+            }
         }
     }
 }

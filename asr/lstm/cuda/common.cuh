@@ -1,9 +1,11 @@
 // What the forward and the backward scan share: the shape, every PTX instruction behind a function, who does what.
 //
 // Macros that set the shape (a scan is compiled for one shape, see asr/lstm/cuda/launch.py):
-//   LSTM_CLUSTER  thread blocks in a cluster (even, at most 16); a block owns 32 hidden units
+//   LSTM_CLUSTER  thread blocks in a cluster (even, at most 16)
+//   LSTM_UNITS    hidden units that a block owns (32, 40 or 48); it has 8 threads for each
 //   LSTM_TILES    tiles of 8 batch rows that a cluster works on (1 or 2)
 //   LSTM_FP16     1: the 16-bit numbers are fp16; 0: bf16
+//   LSTM_PARTS    parts of a warp's weights that lie in shared memory, the others in registers; see Weights
 //   LSTM_BOUNDED  (optional) a wait of more than 2 seconds ends in a trap, not in a hang
 //   LSTM_HOST     (tests) the primitives come from a host emulation, tests/emulation/emulation.h
 //
@@ -12,14 +14,18 @@
 
 constexpr int CLUSTER = LSTM_CLUSTER;
 constexpr int TILES = LSTM_TILES;
-constexpr int UNITS = 32;               // hidden units of a block
+constexpr int UNITS = LSTM_UNITS;       // hidden units of a block
 constexpr int HIDDEN = UNITS * CLUSTER; // hidden units, padded: units that do not exist have zero weights and stay 0
 constexpr int ROWS = 8;                 // batch rows of a tile: the N of mma.m16n8k16
-constexpr int THREADS = 256;
+constexpr int THREADS = ROWS * UNITS;   // one for each cell of a tile
 constexpr int WARPS = THREADS / 32;
-constexpr int PEERS = (CLUSTER + WARPS - 1) / WARPS; // blocks that a warp sends to
-constexpr bool EVERY_WARP_SENDS = CLUSTER % WARPS == 0;
-static_assert(CLUSTER % 2 == 0 && CLUSTER <= 16, "the two warps of a pair split the blocks of a cluster");
+constexpr int PARTS_IN_SHARED = LSTM_PARTS;
+constexpr unsigned SHARED_LIMIT = 227 << 10; // bytes a block, from compute capability 9.0 on
+// Blocks that a thread sends to in forward.cu, and half of the blocks' tiles that a warp multiplies in backward.cu.
+constexpr int PEERS = (CLUSTER + 7) / 8;
+constexpr bool EVERY_WARP_SENDS = CLUSTER % 8 == 0;
+static_assert(CLUSTER % 2 == 0 && CLUSTER <= 16, "a cluster is even, and devices hold 16 blocks at most");
+static_assert(UNITS % 8 == 0 && HIDDEN % 64 == 0, "the two warps of a pair split the units in blocks of 32");
 static_assert(TILES == 1 || TILES == 2, "registers hold the sums of at most two tiles");
 
 #ifndef LSTM_HOST
@@ -32,6 +38,7 @@ typedef long long i64;
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 1)
 // The launcher asks for sizeof(type) bytes of dynamic shared memory; every block of a cluster has it at one offset.
 #define SHARED(type, name)                                                                                             \
+    static_assert(sizeof(type) <= SHARED_LIMIT, "more shared memory than a block can have");                           \
     extern __shared__ __align__(128) unsigned char shared_bytes[];                                                     \
     type& name = *reinterpret_cast<type*>(shared_bytes)
 
@@ -111,6 +118,38 @@ DEVICE float tanh_fast(float x) { return 1.f - 2.f * reciprocal_fast(1.f + exp2_
 DEVICE u32 pack(u16 low, u16 high) { return (u32)low | (u32)high << 16; }
 DEVICE float low(u32 pair) { return widen((u16)pair); }
 DEVICE float high(u32 pair) { return widen((u16)(pair >> 16)); }
+
+// A warp's weights, fragments of A: in registers but for the first PARTS_IN_SHARED parts, which are too many for them
+// and are read from shared memory at each use. Each lane reads what it wrote itself, so that no barrier is needed.
+template <int PARTS, int FRAGMENTS> struct Weights {
+    static constexpr int KEPT = PARTS - PARTS_IN_SHARED;
+    static_assert(KEPT > 0, "a part at least is kept in registers");
+    // Not empty where all is in registers: C++ has no empty arrays.
+    struct Rest { uint4 at[PARTS_IN_SHARED ? PARTS_IN_SHARED * FRAGMENTS : 1][PARTS_IN_SHARED ? THREADS : 1]; };
+
+    u32 kept[KEPT][FRAGMENTS][4];
+    Rest& rest;
+
+    DEVICE Weights(Rest& rest) : rest(rest) {}
+    DEVICE void set(int part, int fragment, uint4 v) {
+        if (part < PARTS_IN_SHARED) {
+            rest.at[part * FRAGMENTS + fragment][threadIdx.x] = v;
+        } else {
+            u32(&a)[4] = kept[part - PARTS_IN_SHARED][fragment];
+            a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
+        }
+    }
+    // sum += the fragment times B
+    DEVICE void multiply(float (&sum)[4], int part, int fragment, u32 b0, u32 b1) const {
+        if (part < PARTS_IN_SHARED) {
+            const uint4 v = rest.at[part * FRAGMENTS + fragment][threadIdx.x];
+            const u32 a[4] = {v.x, v.y, v.z, v.w};
+            mma(sum, a, b0, b1);
+        } else {
+            mma(sum, kept[part - PARTS_IN_SHARED][fragment], b0, b1);
+        }
+    }
+};
 
 // The rows of a batch and how they are shared out. Arguments of both kernels, as scalars in this order:
 //   order      (batch) the rows sorted by length, longest first

@@ -1,8 +1,11 @@
 """Launches the fused scans: which shapes there are, how rows are shared out, and the calls of the CUDA driver.
 
-A shape is a padded hidden size (so many blocks a cluster, 32 units each), one or two tiles of 8 rows, and a type. How
-many clusters a device runs at once differs from part to part (a cluster never crosses a GPC) and is asked for. Nothing
-here waits for the device: a launch can be captured in a graph once a shape has been used before.
+A shape is a padded hidden size (so many blocks a cluster, so many units a block), one or two tiles of 8 rows, and a
+type. Up to 512 units, a block has 32 and its registers hold their weights. Above, each of 16 blocks has 40 or 48, whose
+weights are too many: a part lies in shared memory, which in turn leaves no room for a second tile at 48.
+
+How many clusters a device runs at once differs from part to part (a cluster never crosses a GPC) and is asked for.
+Nothing here waits for the device: a launch can be captured in a graph once a shape has been used before.
 """
 
 import ctypes
@@ -22,8 +25,8 @@ from asr.lstm.cuda.nvrtc import Unavailable
 
 __all__ = ["SHAPES", "CudaScans", "Kernel", "Plan", "Shape", "Unavailable", "plan", "shape_for", "why_not"]
 
-UNITS, ROWS, THREADS, WARPS = 32, 8, 256, 8  # of a block, a tile, a block, a block: as in common.cuh
-LARGEST = 512  # hidden units: 16 blocks, whose registers hold the weights
+ROWS = 8  # of a tile: as in common.cuh
+LARGEST = 768  # hidden units
 _TWO_TILES = 1.5  # what a step with two tiles takes, in steps with one: a guess until it is measured
 
 
@@ -34,35 +37,57 @@ class Shape:
     cluster: int
     tiles: int
     fp16: bool
+    units: int = 32
+    parts: tuple[int, int] = (0, 0)  # of the weights, in shared memory: forward, backward
 
     @property
-    def macros(self) -> dict[str, int]:
+    def threads(self) -> int:
+        """Threads of a block: one for each cell of a tile."""
+        return ROWS * self.units
+
+    def macros(self, kernel: str) -> dict[str, int]:
         """The shape as common.cuh wants it."""
-        return {"LSTM_CLUSTER": self.cluster, "LSTM_TILES": self.tiles, "LSTM_FP16": int(self.fp16)}
+        return {
+            "LSTM_CLUSTER": self.cluster,
+            "LSTM_TILES": self.tiles,
+            "LSTM_FP16": int(self.fp16),
+            "LSTM_UNITS": self.units,
+            "LSTM_PARTS": self.parts[kernel == "backward"],
+        }
 
     def shared_bytes(self, kernel: str) -> int:
         """Size of `Shared` in forward.cu or backward.cu."""
+        parts, hidden = self.parts[kernel == "backward"], self.cluster * self.units
+        fragments = 4 if kernel == "forward" else 2 * -(-self.cluster // 8)
+        size = parts * fragments * self.threads * 16 if parts else 16
         if kernel == "forward":
             sharing = 2 if self.cluster % 4 or self.cluster < 8 else 4
-            hidden, staged, swap = 2 * self.cluster * 512, 2 * ROWS * UNITS * 2, WARPS * 512
-            size = self.tiles * (hidden + staged + swap) + 2 * self.cluster // sharing * 8
+            size += self.tiles * ROWS * (2 * hidden * 2 + 2 * self.units * 2 + self.units * 16)
+            size += 2 * self.cluster // sharing * 8
         else:
-            parts, dgates = 2 * self.cluster * THREADS * 4, 2 * 4 * 512
-            size = self.tiles * (parts + dgates) + 2 * 8
+            size += self.tiles * (2 * self.cluster * self.threads * 4 + 2 * self.units * 64) + 2 * 8
         return -(-size // 16) * 16
 
 
-SHAPES = [
-    Shape(cluster, tiles, fp16)
-    for cluster in range(2, LARGEST // UNITS + 1, 2)
-    for tiles in (1, 2)
-    for fp16 in (False, True)
-]
+# By units and tiles: as few parts as let no register spill, of 10 at 40 units and of 12 at 48. A thread has 168
+# registers in both: 10 or 12 warps mean 3 on a quarter of the multiprocessor, which shares 512 registers a lane.
+_WIDE = {(40, 1): (3, 4), (40, 2): (5, 6), (48, 1): (5, 6)}
+SHAPES = [Shape(cluster, tiles, fp16) for cluster in range(2, 17, 2) for tiles in (1, 2) for fp16 in (False, True)]
+SHAPES += [Shape(16, tiles, fp16, units, parts) for (units, tiles), parts in _WIDE.items() for fp16 in (False, True)]
 
 
 def shape_for(hidden: int, tiles: int, dtype: torch.dtype) -> Shape:
-    """The shape for a hidden size, which is padded to whole pairs of blocks (64 units)."""
-    return Shape(-(-hidden // (2 * UNITS)) * 2, tiles, dtype == torch.float16)
+    """The shape for a hidden size, which is padded as `asr.lstm.op.padded` does."""
+    fp16 = dtype == torch.float16
+    if hidden <= 512:
+        return Shape(-(-hidden // 64) * 2, tiles, fp16)
+    units = 40 if hidden <= 640 else 48
+    return Shape(16, tiles, fp16, units, _WIDE[units, tiles])
+
+
+def most_tiles(hidden: int) -> int:
+    """Tiles of 8 rows that a cluster can work on."""
+    return 2 if hidden <= 640 else 1
 
 
 def why_not(capability: tuple[int, int], hidden: int, dtype: torch.dtype, max_cluster: int | None = None) -> str | None:
@@ -96,12 +121,15 @@ class Plan:
     tiles: int
 
 
-def plan(batch: int, directions: int, fit: int) -> Plan:
+def plan(batch: int, directions: int, fit: int, tiles: int = 2) -> Plan:
     """Share out `batch` rows (at least 1) where `fit` clusters run at once; more clusters than fit run one by one.
 
-    Two tiles a cluster make each step longer, but fewer clusters; the faster of both by estimate is taken.
+    Two tiles a cluster make each step longer, but fewer clusters; where a cluster can have two `tiles`, the faster of
+    both by estimate is taken.
     """
     small = -(-batch // ROWS)
+    if tiles == 1:
+        return Plan(small, 1)
     plans = [Plan(small, 1), Plan(max(-(-small // 2), min(small, fit // directions)), 2)]
     return min(plans, key=lambda p: -(-p.groups * directions // fit) * (1 if p.tiles == 1 else _TWO_TILES))
 
@@ -111,7 +139,7 @@ class Kernel:
     """A kernel loaded on a device; `fit` clusters of it run at once."""
 
     function: Any
-    cluster: int
+    shape: Shape
     shared_bytes: int
     fit: int
 
@@ -197,7 +225,7 @@ class CudaScans:
         if reason := why_not(torch.cuda.get_device_capability(gates.device), hidden, gates.dtype):
             raise Unavailable(reason)
         fit = self.kernel(name, shape_for(hidden, 1, gates.dtype), gates.device).fit
-        chosen = plan(batch, directions, fit)
+        chosen = plan(batch, directions, fit, most_tiles(hidden))
         kernel = self.kernel(name, shape_for(hidden, chosen.tiles, gates.dtype), gates.device)
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         values = (*pointers, frames, batch, directions, chosen.groups)
@@ -205,7 +233,7 @@ class CudaScans:
         clusters = chosen.groups * directions
         driver = self._driver()
         with self._context(gates.device):
-            config = _config(driver, kernel.cluster, clusters, kernel.shared_bytes)
+            config = _config(driver, kernel.shape, clusters, kernel.shared_bytes)
             config.hStream = torch.cuda.current_stream(gates.device).cuda_stream
             (status,) = driver.cuLaunchKernelEx(config, kernel.function, (values, types), 0)
         if status != driver.CUresult.CUDA_SUCCESS:
@@ -215,13 +243,16 @@ class CudaScans:
         driver = self._driver()
         device = self._result(driver.cuDeviceGet(index))
         arch = nvrtc.architecture(torch.cuda.get_device_capability(index))
-        macros = shape.macros | ({"LSTM_BOUNDED": 1} if self._bounded else {})
+        shared = shape.shared_bytes(name)
+        limit = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        if shared > (most := self._result(driver.cuDeviceGetAttribute(limit, device))):
+            raise Unavailable(f"the {name} scan needs {shared} bytes of shared memory a block, the device has {most}")
+        macros = shape.macros(name) | ({"LSTM_BOUNDED": 1} if self._bounded else {})
         try:
             library = self._library(nvrtc.cubin(name, macros, arch))
         except Unavailable:  # a cached file that is whole and yet can't be loaded
             library = self._library(nvrtc.cubin(name, macros, arch, fresh=True))
         kernel = self._result(driver.cuLibraryGetKernel(library, f"lstm_{name}".encode()))
-        shared = shape.shared_bytes(name)
         attributes = driver.CUfunction_attribute
         for attribute, value in (
             (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared),
@@ -229,11 +260,11 @@ class CudaScans:
         ):
             self._result(driver.cuKernelSetAttribute(attribute, value, kernel, device))
         function = self._result(driver.cuKernelGetFunction(kernel))
-        config = _config(driver, shape.cluster, 1, shared)
+        config = _config(driver, shape, 1, shared)
         fit = self._result(driver.cuOccupancyMaxActiveClusters(function, config))
         if fit < 1:
             raise Unavailable(f"no cluster of {shape.cluster} thread blocks fits on this device")
-        return Kernel(function, shape.cluster, shared, fit)
+        return Kernel(function, shape, shared, fit)
 
     def _library(self, code: bytes) -> Any:
         return self._result(self._driver().cuLibraryLoadData(code, [], [], 0, [], [], 0))
@@ -264,15 +295,15 @@ class CudaScans:
         return values[0] if values else None
 
 
-def _config(driver: ModuleType, cluster: int, clusters: int, shared_bytes: int) -> Any:
+def _config(driver: ModuleType, shape: Shape, clusters: int, shared_bytes: int) -> Any:
     """A launch of `clusters` clusters; the driver counts the grid in blocks."""
     attribute = driver.CUlaunchAttribute()
     attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
     size = attribute.value.clusterDim
-    size.x, size.y, size.z = cluster, 1, 1
+    size.x, size.y, size.z = shape.cluster, 1, 1
     config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = clusters * cluster, 1, 1
-    config.blockDimX, config.blockDimY, config.blockDimZ = THREADS, 1, 1
+    config.gridDimX, config.gridDimY, config.gridDimZ = clusters * shape.cluster, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = shape.threads, 1, 1
     config.sharedMemBytes = shared_bytes
     config.attrs = [attribute]
     config.numAttrs = 1

@@ -1,0 +1,85 @@
+"""The flags that choose a decoder, for the verbs that read emissions out."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from asr.errors import InputError
+
+HOT_WEIGHT = 6.0  # nats a hot word adds where its list names no weight
+
+
+def add_decoding(parser: argparse.ArgumentParser, nbest: bool = False) -> None:
+    """The flags; `nbest` where a verb can show several hypotheses."""
+    parser.add_argument("--decoder", default="greedy", help="greedy, beam, or decoder.json of `asr tune` (greedy)")
+    add_vocabulary(parser)
+    parser.add_argument("--beam", type=int, help="prefixes kept after every frame (100)")
+    parser.add_argument("--lm-weight", type=float, help="factor on the language model's logarithms (0.5)")
+    parser.add_argument("--word-bonus", type=float, help="nats a word (1.5 with a language model of words, else 0)")
+    if nbest:
+        parser.add_argument("--nbest", type=int, help="hypotheses in the JSON, best first (1)")
+
+
+def add_vocabulary(parser: argparse.ArgumentParser) -> None:
+    """The flags for what may be heard."""
+    parser.add_argument("--lm", type=Path, metavar="ARPA", help="language model of words or tokens, plain or .gz")
+    parser.add_argument("--lexicon", type=Path, metavar="FILE", help="only these words: one a line, tokens behind it")
+    parser.add_argument(
+        "--hot-words", action="append", metavar="WORDS", help="a file of phrases, or one phrase; repeatable"
+    )
+    parser.add_argument("--hot-weight", type=float, help=f"nats that each of them adds ({HOT_WEIGHT:g})")
+
+
+def build_decoder(args: argparse.Namespace, tokens: Sequence[str], screen: Any) -> Any:
+    """The decoder that the flags name; None for greedy.
+
+    Raises:
+        InputError: a flag has no effect on that decoder, or its value or file is wrong (status 2).
+    """
+    given = vocabulary(args)
+    for name in ("beam", "nbest", "lm_weight", "word_bonus"):
+        if getattr(args, name, None) is not None:
+            given[name] = getattr(args, name)
+    if args.decoder == "greedy":
+        if given:
+            flag = "--" + next(iter(given)).replace("_", "-")
+            raise InputError(f"{flag} has no effect on greedy decoding; add --decoder beam", status=2)
+        return None
+    from asr.decode import settings
+
+    options = {} if args.decoder == "beam" else settings.read(args.decoder)
+    decoder = settings.build(tokens, options | given)
+    prepare(screen)
+    return decoder
+
+
+def vocabulary(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `add_vocabulary` name. Raises InputError where one has no effect (status 2)."""
+    given = {name: getattr(args, name) for name in ("lm", "lexicon") if getattr(args, name) is not None}
+    if args.hot_words:
+        given["hot_words"] = _phrases(args.hot_words, HOT_WEIGHT if args.hot_weight is None else args.hot_weight)
+    elif args.hot_weight is not None:
+        raise InputError("--hot-weight has no effect without --hot-words", status=2)
+    return given
+
+
+def prepare(screen: Any) -> None:
+    """Say what may take a while before the first search."""
+    from asr import compiled
+    from asr.decode import search
+
+    if not compiled.AVAILABLE:
+        screen.say("numba is not there: the beam search runs as plain Python, some 100 times slower")
+    elif not compiled.is_ready(search.search):
+        screen.say("compiling the beam search, once: some 15 seconds")
+
+
+def _phrases(named: Sequence[str], weight: float) -> dict[str, float]:
+    """The phrases of files and of words on the command line."""
+    from asr.decode.hotwords import HotWords
+
+    phrases: dict[str, float] = {}
+    for item in named:
+        phrases |= HotWords.load(item, weight) if Path(item).is_file() else {item: weight}
+    return phrases

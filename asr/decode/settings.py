@@ -1,0 +1,98 @@
+"""A decoder as a user names it: flags, or a `decoder.json` beside the model, become a `BeamSearch`.
+
+``decoder.json`` is what `asr tune` writes: the settings of `BeamSearch` by their names, and the files of the language
+model and the lexicon, each with its SHA-256 and its path relative to the JSON::
+
+    {"kind": "beam", "beam": 100, "lm": {"path": "words.arpa.gz", "sha256": "..."}, "lm_weight": 0.8, "word_bonus": 1.2}
+"""
+
+import inspect
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from asr import files
+from asr.decode.beam import BeamSearch
+from asr.decode.lexicon import Lexicon
+from asr.decode.ngram import NGram
+from asr.errors import InputError
+
+_FILES = ("lm", "lexicon")
+_KEYS = tuple(inspect.signature(BeamSearch).parameters)[1:]
+
+
+def build(tokens: Sequence[str], options: Mapping[str, Any]) -> BeamSearch:
+    """The search for a model's tokens; `options` as `BeamSearch` takes them, but `lm` and `lexicon` as paths.
+
+    Raises:
+        InputError: a file is missing or wrong, or `BeamSearch` refuses the settings.
+    """
+    loaded = dict(options)
+    if "lm" in options:
+        loaded["lm"] = NGram.load(options["lm"])
+    if "lexicon" in options:
+        loaded["lexicon"] = Lexicon.load(options["lexicon"])
+    return BeamSearch(tokens, **loaded)
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The options in a `decoder.json`, for `build`.
+
+    Raises:
+        InputError: it is no such file, a setting is unknown or of the wrong type, or a file that it names is missing or
+            another than the one it was tuned with (status 2).
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror or error}; a decoder is greedy, beam or such a file", status=2
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON ({error}); `asr tune` writes such a file", status=2) from error
+    if not isinstance(content, dict) or content.pop("kind", None) != "beam":
+        raise InputError(f"{path}: not the settings of a beam search (kind: beam)", status=2)
+    for key, value in content.items():
+        if key not in _KEYS:
+            raise InputError(f"{path}: unknown setting {key!r}; known are {', '.join(_KEYS)}", status=2)
+        if not _fits(key, value):
+            raise InputError(f"{path}: {key} is {json.dumps(value)[:80]}, which is of the wrong kind", status=2)
+    return {key: _checked(path, value) if key in _FILES else value for key, value in content.items()}
+
+
+def write(path: str | os.PathLike[str], options: Mapping[str, Any]) -> None:
+    """Write options, as `build` takes them, to a `decoder.json`."""
+    folder = Path(path).resolve().parent
+    content: dict[str, Any] = {"kind": "beam"}
+    for key, value in options.items():
+        if key in _FILES:
+            value = {"path": os.path.relpath(Path(value).resolve(), folder), "sha256": files.sha256(value)}
+        content[key] = value
+    files.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether a value of JSON is of the kind that a setting takes; its range is the search's to check."""
+    match key:
+        case "lm" | "lexicon":
+            return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("path", "sha256"))
+        case "hot_words":
+            return isinstance(value, dict) and all(type(weight) in (int, float) for weight in value.values())
+        case "best_path":
+            return isinstance(value, bool)
+        case "beam" | "nbest" | "token_top":
+            return type(value) is int
+        case _:
+            return type(value) in (int, float)
+
+
+def _checked(path: str | os.PathLike[str], named: Mapping[str, str]) -> Path:
+    """The file that a `decoder.json` names, if it still is that file."""
+    wanted = Path(path).resolve().parent / named["path"]
+    if not wanted.is_file():
+        raise InputError(f"{path}: {wanted}: no such file; put it there or tune again", status=2)
+    if files.sha256(wanted) != named["sha256"]:
+        raise InputError(f"{path}: {wanted} is another file than the one it was tuned with; tune again", status=2)
+    return wanted

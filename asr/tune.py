@@ -1,0 +1,209 @@
+"""Decoder settings from a dev manifest: emissions once, then language model weight, word bonus and beam by search.
+
+Every setting decodes the same emissions. The one with the fewest word errors wins; of equals the one with the fewest
+character errors, then the one nearest to the middle of the grid.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asr import ctc, files, manifest
+from asr.decode import settings
+from asr.decode.beam import BeamSearch
+from asr.errors import InputError
+from asr.recognizer import Recognizer
+from asr.score import Comparison, compare, score
+
+LM_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+WORD_BONUSES = (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
+BEAMS = (16, 50, 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One setting and its word and character errors (shares of the references' words and characters)."""
+
+    lm_weight: float
+    word_bonus: float
+    beam: int
+    wer: float
+    cer: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """All trials, the best of them, and how the best compares with greedy decoding of the same emissions."""
+
+    trials: list[Trial]
+    best: Trial
+    gain: Comparison
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        return {
+            "best": dataclasses.asdict(self.best),
+            "greedy_and_best": self.gain.to_json(),
+            "trials": [dataclasses.asdict(trial) for trial in self.trials],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """A dev set: what was said, what the model makes of it `(frames, tokens)`, its tokens, how texts are compared."""
+
+    references: list[str]
+    emissions: list[Tensor]
+    tokens: list[str]
+    normalizer: str
+
+
+def listen(
+    recognizer: Recognizer,
+    path: Path,
+    channel: int | None = None,
+    batch_seconds: float = 120.0,
+    advance: Callable[[], None] = lambda: None,
+) -> Spoken:
+    """The emissions of a manifest, computed once; arguments as in `asr.evaluate.evaluate`.
+
+    Raises:
+        InputError: a line has no reference, or a recording can't be read.
+    """
+    utterances = manifest.read(path)
+    references = [utterance.text for utterance in utterances if utterance.text is not None]
+    if not utterances or len(references) < len(utterances):
+        raise InputError(f"{path}: every utterance needs its reference (key 'text') to tune on", status=2)
+    emissions = []
+    for one in recognizer.emissions_many(utterances, channel, batch_seconds):
+        emissions.append(one.log_probs)
+        advance()
+    return Spoken(references, emissions, recognizer.tokens, recognizer.card["normalizer"])
+
+
+def tune(
+    spoken: Spoken,
+    options: Mapping[str, Any],
+    *,
+    lm_weights: Sequence[float] = LM_WEIGHTS,
+    word_bonuses: Sequence[float] = WORD_BONUSES,
+    beams: Sequence[int] = BEAMS,
+    advance: Callable[[], None] = lambda: None,
+) -> Tuning:
+    """Find the settings for a language model on a dev set.
+
+    Weights and bonuses are tried with the widest of `beams`, all pairs of them and then the pairs half a step around
+    the best; the smaller beams are tried with the best pair, and the smallest that is no worse is taken.
+
+    Args:
+        spoken: the dev set.
+        options: what is not searched for, as `asr.decode.settings.build` takes it; with ``lm``.
+        lm_weights: factors on the language model's logarithms, ascending.
+        word_bonuses: nats a word, ascending.
+        beams: prefixes kept after every frame, ascending.
+        advance: called after every trial.
+
+    Raises:
+        InputError: no language model is given, or the search refuses the settings.
+    """
+    if "lm" not in options:
+        raise InputError("without a language model there is no weight to find; add --lm", status=2)
+    search = settings.build(spoken.tokens, options)
+    tried: dict[tuple[float, float, int], Trial] = {}
+
+    def attempt(weight: float, bonus: float, beam: int) -> Trial:
+        key = (weight, bonus, beam)
+        if key not in tried:
+            heard = _decode(search.with_settings(lm_weight=weight, word_bonus=bonus, beam=beam), spoken)
+            tried[key] = Trial(*key, *_rates(spoken, heard))
+            advance()
+        return tried[key]
+
+    widest = max(beams)
+    for weight, bonus in itertools.product(lm_weights, word_bonuses):
+        attempt(weight, bonus, widest)
+    best = _best(tried.values())
+    near = itertools.product(_around(best.lm_weight, lm_weights), _around(best.word_bonus, word_bonuses))
+    best = _best([best, *(attempt(weight, bonus, widest) for weight, bonus in near)])
+    smaller = [attempt(best.lm_weight, best.word_bonus, beam) for beam in beams]
+    best = min((trial for trial in smaller if trial.wer <= best.wer), key=lambda trial: trial.beam)
+    chosen = search.with_settings(lm_weight=best.lm_weight, word_bonus=best.word_bonus, beam=best.beam)
+    greedy = [ctc.greedy(row[None], torch.tensor([len(row)]), spoken.tokens)[0].text for row in spoken.emissions]
+    gain = compare(spoken.references, greedy, _decode(chosen, spoken), normalizer=spoken.normalizer)
+    return Tuning(list(tried.values()), best, gain)
+
+
+def trials(lm_weights: Sequence[float], word_bonuses: Sequence[float], beams: Sequence[int]) -> int:
+    """How many trials `tune` makes at most."""
+    return len(lm_weights) * len(word_bonuses) + 8 + len(beams)
+
+
+def _decode(search: BeamSearch, spoken: Spoken) -> list[str]:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return [found[0].text for found in pool.map(search.decode, spoken.emissions)]
+
+
+def _rates(spoken: Spoken, heard: list[str]) -> tuple[float, float]:
+    word, character = (
+        score(spoken.references, heard, unit=unit, normalizer=spoken.normalizer, bootstrap=0).rate
+        for unit in ("word", "character")
+    )
+    return word, character
+
+
+def _best(found: Sequence[Trial] | Any) -> Trial:
+    """The trial with the fewest errors; of equals the one in the middle of them."""
+    fewest = min((trial.wer, trial.cer) for trial in found)
+    equals = sorted(
+        (trial for trial in found if (trial.wer, trial.cer) == fewest),
+        key=lambda trial: (trial.lm_weight, trial.word_bonus),
+    )
+    return equals[(len(equals) - 1) // 2]
+
+
+def _around(value: float, grid: Sequence[float]) -> list[float]:
+    """A value of a grid, and those half-way to its neighbours there."""
+    place = list(grid).index(value)
+    neighbours = [*grid[max(0, place - 1) : place], *grid[place + 1 : place + 2]]
+    return sorted([value, *((value + other) / 2 for other in neighbours)])
+
+
+def draw(tuning: Tuning, path: Path) -> None:
+    """The word error rates over weight and bonus as a picture, the best one marked.
+
+    Raises:
+        AsrError: the picture can't be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    widest = max(trial.beam for trial in tuning.trials)
+    shown = [trial for trial in tuning.trials if trial.beam == widest]
+    weights, bonuses = (sorted({getattr(trial, name) for trial in shown}) for name in ("lm_weight", "word_bonus"))
+    rates = torch.full((len(bonuses), len(weights)), float("nan"))
+    for trial in shown:
+        rates[bonuses.index(trial.word_bonus), weights.index(trial.lm_weight)] = 100 * trial.wer
+    figure = Figure(figsize=(1.5 + 0.75 * len(weights), 1.5 + 0.45 * len(bonuses)), layout="constrained")
+    axes = figure.subplots()
+    low = 100 * tuning.best.wer
+    picture = axes.imshow(rates, cmap="viridis_r", origin="lower", aspect="auto", vmin=low, vmax=max(low + 1, 2 * low))
+    for (row, column), rate in ((place, float(rates[place])) for place in itertools.product(*map(range, rates.shape))):
+        if rate == rate:
+            dark = rate > (low + max(low + 1, 2 * low)) / 2
+            axes.text(column, row, f"{rate:.1f}", ha="center", va="center", color="white" if dark else "black")
+    place = weights.index(tuning.best.lm_weight), bonuses.index(tuning.best.word_bonus)
+    axes.plot(*place, marker="s", markersize=26, markerfacecolor="none", markeredgecolor="tab:red", markeredgewidth=2)
+    axes.set(xticks=range(len(weights)), yticks=range(len(bonuses)), xlabel="language model weight")
+    axes.set(
+        xticklabels=[f"{w:g}" for w in weights], yticklabels=[f"{b:g}" for b in bonuses], ylabel="word bonus (nats)"
+    )
+    axes.set_title(f"dev WER, %: best {low:.2f} (red), greedy {100 * tuning.gain.a.rate:.2f}")
+    figure.colorbar(picture, label="%", extend="max")
+    with files.atomic(path) as file:
+        FigureCanvasAgg(figure).print_png(file)
