@@ -220,7 +220,7 @@ class Stream:
         )
         settled = chain[:length]
         self._settled.append(settled[settled["token"] >= 0])
-        wanted = 2 * int(self._counts[USED] + self._counts[NEEDED])
+        wanted = max(2 * int(self._counts[USED]), int(self._counts[USED] + self._counts[NEEDED]))
         if wanted > len(space.nodes):
             space.grow(1 << (wanted - 1).bit_length())
             prefixes.index(own.tokens, own.knobs, space.nodes, space.keys, space.ids, self._counts)
@@ -308,7 +308,9 @@ class _Space:
 
     def grow(self, room: int) -> None:
         """Room for so many nodes; the table is to be filled anew."""
-        self.nodes = np.concatenate([self.nodes, np.zeros(room - len(self.nodes), NODE)])
+        nodes = np.zeros(room, NODE)
+        nodes[: len(self.nodes)] = self.nodes
+        self.nodes = nodes
         self.keys, self.ids = np.full(2 * room, -1, np.int64), np.zeros(2 * room, np.int32)
         self.slots, self.found = np.full(room, -1, np.int32), _prefixes(room)
         self.sorting = self.found.total.view(np.int64), np.zeros(TALLY, np.int32), np.zeros(room + len(self.probs))

@@ -15,7 +15,7 @@ from asr.compiled import bare
 from asr.decode.search import joined_sum
 
 _SMALL = 1e-30  # the likeliest state's probability below which all are scaled
-_NOTHING = 1e-60  # share of it below which the first and last states are left alone
+_NOTHING = 1e-30  # share of it below which the first and last states are left alone; a beam is far narrower
 _BLOCK = 4096  # frames whose probabilities are taken at once
 
 

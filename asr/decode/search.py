@@ -90,6 +90,7 @@ class Knobs(NamedTuple):
     whole: int  # every token is a word
     joined: int  # no boundary between words: each may end wherever the tree has one
     by_token: int  # the language model is one of tokens
+    plain: int  # nothing but the frames counts
     choices: int  # more than the words at any node
     unk: int
     eos: int
@@ -131,11 +132,13 @@ def search(rows, begin, frame, vocabulary, nodes, slots, keys, ids, beam, found,
             return t
         for v in range(len(probs)):
             probs[v] = -1.0
-        floor = _stay(row, frame + t, knobs, nodes, slots, beam, found, probs, counts) * knobs.ratio
+        best, least = _stay(row, frame + t, knobs, nodes, slots, beam, found, probs, counts)
+        floor = best * knobs.ratio
+        bar = max(floor, least) if counts[ALIVE] == knobs.width else floor
         for j in range(several):
             token = int(picks[j])
             p = math.exp(np.float64(row[token]))
-            _extend(token, p, frame + t, floor, vocabulary, nodes, slots, keys, ids, beam, found, counts)
+            _extend(token, p, frame + t, floor, bar, vocabulary, nodes, slots, keys, ids, beam, found, counts)
         best = _keep(knobs, slots, beam, found, sorting, counts)
         if best > 0.0:
             scale[0] += math.log(best)
@@ -171,12 +174,15 @@ def _pick(row, knobs, picks, spare):
 
 @bare
 def _stay(row, frame, knobs, nodes, slots, beam, found, probs, counts):
-    """Every prefix goes on as it is, by a blank or its last token again: candidate i is beam i. The best total."""
+    """Every prefix goes on as it is, by a blank or its last token again: candidate i is beam i.
+
+    Returns the best total and the least.
+    """
     best_path = knobs.best_path
     alive, _, labels, totals, lasts, spots = beam
     node, blank, label, _, last, spot = found
     p_blank = math.exp(np.float64(row[0]))
-    best = 0.0
+    best, least = 0.0, math.inf
     for i in range(counts[ALIVE]):
         x, token = int(alive[i]), int(lasts[i])
         node[i], last[i], spot[i], slots[x] = x, token, spots[i], i
@@ -189,9 +195,10 @@ def _stay(row, frame, knobs, nodes, slots, beam, found, probs, counts):
             if label[i] > blank[i]:
                 nodes[x]["end"] = frame + 1
                 nodes[x]["peak"] = max(nodes[x]["peak"], probs[token])
-        best = max(best, joined_sum(blank[i], label[i], best_path))
+        total = joined_sum(blank[i], label[i], best_path)
+        best, least = max(best, total), min(least, total)
     counts[CANDIDATES] = counts[ALIVE]
-    return best
+    return best, least
 
 
 @inlined
@@ -201,8 +208,12 @@ def joined_sum(one, other, best_path):
 
 
 @bare
-def _extend(token, p, frame, floor, vocabulary, nodes, slots, keys, ids, beam, found, counts):
-    """Every prefix goes on by `token`, from all its alignments; where the token repeats, from those that end blank."""
+def _extend(token, p, frame, floor, bar, vocabulary, nodes, slots, keys, ids, beam, found, counts):
+    """Every prefix goes on by `token`, from all its alignments; where the token repeats, from those that end blank.
+
+    What comes to less than `floor` is left out, and new prefixes below `bar`, which would not be kept: there are as
+    many as the beam is wide above it.
+    """
     tokens, words, lm, phrases, knobs = vocabulary
     alive, blanks, _, totals, lasts, spots = beam
     node, blank, label, _, last, spot = found
@@ -216,6 +227,8 @@ def _extend(token, p, frame, floor, vocabulary, nodes, slots, keys, ids, beam, f
             key = key_of(x, token, choice, len(tokens.starts), knobs.choices)
             h = place(keys, key)
             if keys[h] != key:
+                if choice == 0 and mass * knobs.reach < bar:  # a word that ends may be much likelier than feared
+                    continue
                 y = counts[USED]
                 if not _enter(x, token, choice, y, tokens, words, lm, phrases, knobs, nodes):
                     continue
@@ -226,7 +239,7 @@ def _extend(token, p, frame, floor, vocabulary, nodes, slots, keys, ids, beam, f
             entering = mass * nodes[y]["gain"]
             k = int(slots[y])
             if k < 0:
-                if entering < floor:
+                if entering < bar:
                     continue
                 k = counts[CANDIDATES]
                 counts[CANDIDATES] += 1
@@ -279,6 +292,11 @@ def _choices(token, spot, starts, word_first, joined, closed):
 @inlined
 def _enter(x, token, choice, y, tokens, words, lm, phrases, knobs, nodes):
     """Make node `y`: prefix `x` and one token more. False where the lexicon has no such word."""
+    if knobs.plain:
+        node = nodes[y]
+        node["parent"], node["token"], node["choice"], node["word"] = x, token, choice, -1
+        node["spot"], node["gain"] = 0 if tokens.edge[token] else -1, 1.0
+        return True
     spot, state, hot = int(nodes[x]["spot"]), int(nodes[x]["state"]), int(nodes[x]["hot"])
     score, count, won = float(nodes[x]["lm"]), int(nodes[x]["words"]), float(nodes[x]["won"])
     before = potential(spot, hot, score, count, won, words, phrases, knobs)

@@ -76,6 +76,7 @@ class Vocabulary:
             whole=int(starts[1:].all() and not edge.any() and len(tokens) > 1),
             joined=int(lexicon is not None and not starts.any()),
             by_token=int(by_token),
+            plain=int(lm is None and lexicon is None and not hot_words and not self.settings["word_bonus"]),
             choices=int(np.diff(self.words.word_first).max(initial=0)) + 2,
             unk=lm.unk if lm is not None else 0,
             eos=lm.eos if lm is not None else 0,
