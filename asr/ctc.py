@@ -126,7 +126,7 @@ def word_spans(runs: Sequence[Run], tokens: Sequence[str]) -> tuple[WordSpan, ..
 
 def word_span(word: str, runs: Sequence[Run]) -> WordSpan:
     """A word of these tokens; its probability is the geometric mean of theirs."""
-    probability = min(1.0, math.exp(sum(run[3] for run in runs) / len(runs)))
+    probability = min(1.0, math.exp(sum([run[3] for run in runs]) / len(runs)))
     return WordSpan(word, runs[0][1], runs[-1][2], probability)
 
 

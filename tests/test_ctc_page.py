@@ -14,7 +14,7 @@ import torch
 import asr
 from asr import ctc
 from asr.decode import beam as beam_module
-from asr.decode import prefixes, vocabulary
+from asr.decode import exact, vocabulary
 from asr.decode.beam import BeamSearch
 from asr.decode.hotwords import EDGE, HotWords
 from asr.decode.ngram import UNK_LOGPROB, NGram
@@ -64,7 +64,7 @@ def of(log_probs: np.ndarray, text: str) -> float:
     total = sum(p for _, other, p in paths(log_probs) if other == text)
     labels = [TOKENS.index(letter) for letter in text]
     rows, length = torch.tensor(log_probs)[None], torch.tensor([len(log_probs)])
-    assert math.exp(prefixes.forward(log_probs, np.array(labels, np.int32), 0)) == pytest.approx(total, abs=1e-12)
+    assert math.exp(exact.log_sums(log_probs, [np.array(labels, np.int32)], 0)[0]) == pytest.approx(total, abs=1e-12)
     assert math.exp(ctc.log_probability(rows, length, [labels])[0]) == pytest.approx(total, abs=1e-12)
     [loss] = ctc.loss(rows, length, torch.tensor(labels, dtype=torch.int64), torch.tensor([len(labels)])).tolist()
     assert loss == pytest.approx(-math.log(total), abs=1e-12)
@@ -115,7 +115,7 @@ def test_the_table_of_the_forward_recursion():
     blank, label = np.array([1.0, 0.0]), np.array([0.0])
     rows = [[0, *blank[:1], *label, *blank[1:]]]
     for n, row in enumerate(np.exp(TWO), start=1):
-        prefixes._step(row[0], row[1:], np.zeros(1, np.int64), np.ones(1), blank, label, 0, 0, 0)
+        exact._step(row, np.ones(1, np.int64), blank, label, 0, 0, 0)
         rows.append([n, blank[0], label[0], blank[1]])
     written = table("frames taken in", "`blank[0]`", "`label[0]`", "`blank[1]`")
     assert [[float(cell) for cell in row] for row in written] == [pytest.approx(row) for row in rows]

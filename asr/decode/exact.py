@@ -32,7 +32,7 @@ def log_sums(rows: np.ndarray, labels: Sequence[np.ndarray], best_path: int) -> 
         state[0, 0] = 1.0
     bands, totals = np.zeros((len(labels), 2), np.int64), np.zeros(len(labels))
     for begin in range(0, len(rows), _BLOCK):
-        probs = np.exp(rows[begin : begin + _BLOCK, kinds], dtype=np.float64)
+        probs = np.exp(rows[begin : begin + _BLOCK].take(kinds, axis=1), dtype=np.float64)
         for number, state in enumerate(states):
             totals[number] += forward(probs, places[number], state[0], state[1], bands[number], best_path)
     ends = [max(s[0, -1], s[1, -2:-1].max(initial=0.0)) if best_path else s[0, -1] + s[1, -2:-1].sum() for s in states]

@@ -127,7 +127,7 @@ def search(rows, begin, frame, vocabulary, nodes, slots, keys, ids, beam, found,
     for t in range(begin, rows.shape[0]):
         row = rows[t]
         several = _pick(row, knobs, picks, sorting[2])
-        counts[NEEDED] = counts[ALIVE] * several * knobs.choices
+        counts[NEEDED] = counts[ALIVE] * several * (knobs.choices - 1)
         if counts[USED] + counts[NEEDED] > len(nodes):
             return t
         for v in range(len(probs)):

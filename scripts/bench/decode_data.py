@@ -96,7 +96,7 @@ def language_model(train: list[str], path: Path, order: int = 3) -> Path:
         text = path.with_suffix(".txt")
         text.write_text("\n".join(train) + "\n", encoding="utf-8")
         unfinished = path.with_suffix(".part")
-        lm.train([text], unfinished, order=order, prune=(0, 0, 1))
+        lm.train([text], unfinished, order=order, prune=(0, 0, 1), fallback=True)
         unfinished.rename(path)
     return path
 
