@@ -292,7 +292,7 @@ class _Space:
         tokens = len(vocabulary.tokens.starts)
         self.nodes = np.zeros(0, NODE)
         self.beam = _prefixes(vocabulary.knobs.width)
-        self.picks, self.probs = np.zeros(tokens, np.int32), np.zeros(tokens)
+        self.picks, self.probs = np.zeros(tokens, np.int32), np.full(tokens, -1.0)
         self.grow(_ROOM)
 
     def clear(self, vocabulary: Vocabulary) -> None:

@@ -130,8 +130,6 @@ def search(rows, begin, frame, vocabulary, nodes, slots, keys, ids, beam, found,
         counts[NEEDED] = counts[ALIVE] * several * (knobs.choices - 1)
         if counts[USED] + counts[NEEDED] > len(nodes):
             return t
-        for v in range(len(probs)):
-            probs[v] = -1.0
         best, least = _stay(row, frame + t, knobs, nodes, slots, beam, found, probs, counts)
         floor = best * knobs.ratio
         bar = max(floor, least) if counts[ALIVE] == knobs.width else floor
@@ -148,15 +146,15 @@ def search(rows, begin, frame, vocabulary, nodes, slots, keys, ids, beam, found,
 @bare
 def _pick(row, knobs, picks, spare):
     """The frame's tokens worth trying: those above `token_min` and the best one, at most `token_top`; their number."""
-    best = 0
-    for v in range(1, len(row)):
-        if row[v] > row[best]:
-            best = v
     count = 0
     for v in range(1, len(row)):
-        if row[v] >= knobs.token_min or v == best:
+        if row[v] >= knobs.token_min:
             picks[count] = v
             count += 1
+    if count == 0 and row[0] < knobs.token_min:
+        for v in range(1, len(row)):
+            if row[v] > row[picks[0] if count else 0]:
+                picks[0], count = v, 1
     if 0 < knobs.token_top < count:
         for j in range(count):
             spare[j] = row[picks[j]]
@@ -176,7 +174,7 @@ def _pick(row, knobs, picks, spare):
 def _stay(row, frame, knobs, nodes, slots, beam, found, probs, counts):
     """Every prefix goes on as it is, by a blank or its last token again: candidate i is beam i.
 
-    Returns the best total and the least.
+    Returns the best total and the least. `probs` `(tokens,)`: room for the frame's probabilities, -1 before and after.
     """
     best_path = knobs.best_path
     alive, _, labels, totals, lasts, spots = beam
@@ -197,6 +195,8 @@ def _stay(row, frame, knobs, nodes, slots, beam, found, probs, counts):
                 nodes[x]["peak"] = max(nodes[x]["peak"], probs[token])
         total = joined_sum(blank[i], label[i], best_path)
         best, least = max(best, total), min(least, total)
+    for i in range(counts[ALIVE]):
+        probs[max(0, int(lasts[i]))] = -1.0
     counts[CANDIDATES] = counts[ALIVE]
     return best, least
 
