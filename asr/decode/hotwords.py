@@ -60,7 +60,8 @@ class HotWords:
         fail = _failures(tree)
         won, credit = _won(tree, fail, np.array(weights)), _credit(tree, fail, sequences, weights)
         start = int(tree.first[0]) if sequences else 0
-        return cls(tree, fail, won, credit, start, float((won + credit).max(initial=0.0)))
+        gained = (won + credit - credit[tree.parent])[1:]  # a step by way of `fail` adds no more: that has less credit
+        return cls(tree, fail, won, credit, start, float(gained.max(initial=0.0)))
 
     @classmethod
     def load(cls, path: str | Path, weight: float) -> dict[str, float]:

@@ -68,7 +68,7 @@ class Vocabulary:
             token_min=float(settings["token_min"]),
             token_top=int(settings["token_top"]),
             ratio=math.exp(settings["beam_min"]),
-            reach=math.exp(min(600.0, max(0.0, self.settings["word_bonus"]) + hot.largest)),
+            reach=math.exp(min(600.0, max(0.0, self.settings["word_bonus"]) + 2 * hot.largest)),  # an edge, a token
             lm_weight=float(self.settings["lm_weight"]),
             bonus=float(self.settings["word_bonus"]),
             unknown=float(self.settings["unknown"]),
