@@ -1,6 +1,7 @@
 """The rows of `decode.py`: what is measured, with what settings, and what is aimed at."""
 
 import dataclasses
+import gc
 import json
 import math
 import statistics
@@ -171,12 +172,13 @@ def long_input(bench: Bench) -> dict[str, Any]:
     row: dict[str, Any] = {"frames": len(long), "goals": []}
     for name, lm in (("no language model", None), ("3-gram", bench.lm)):
         sides = [ours("long", whole, lm=lm), ours("short", short, lm=lm)]
+        sides[1].run()
+        grown = growth(sides[0].run)
         measured = in_turn(sides, bench.rounds)
         us = {
             side.name: [1e6 * one / each.frames for one in measured[side.name][0]]
             for side, each in zip(sides, (whole, short), strict=True)
         }
-        grown = growth(sides[0].run)
         row[name] = {side: spread(values) for side, values in us.items()} | {"memory_mb": grown}
         row[name]["ratio"] = ratio(us["long"], us["short"])
         row["goals"].append(goal(f"time a frame, long / short, {name}", row[name]["ratio"]["median"], 1.2))
@@ -193,6 +195,7 @@ def growth(run: Callable[[], Any]) -> float | None:
         [line] = [line for line in status.read_text().splitlines() if line.startswith(field)]
         return int(line.split()[1]) / 1024
 
+    gc.collect()
     reset.write_text("5")
     before = megabytes("VmRSS")
     run()
