@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from asr import ctc
 from asr.decode import beam as beam_module
 from asr.decode.beam import BeamSearch
-from asr.decode.hotwords import count
+from asr.decode.hotwords import HotWords, count
 from asr.decode.lexicon import Lexicon
 from asr.decode.ngram import NGram
-from asr.decode.search import TOLL
+from asr.decode.search import TOLL, hot_step
 from asr.errors import InputError
 from asr.text import join
 
@@ -333,6 +333,14 @@ def test_hot_words_of_weight_zero_have_no_effect_and_others_leave_the_acoustic_s
     assert "bab" in heard.text.split()
     [exact] = ctc.log_probability(torch.from_numpy(log_probs)[None], torch.tensor([12]), [list(heard.tokens)])
     assert heard.acoustic == pytest.approx(exact, abs=1e-6)
+
+
+@given(st.dictionaries(st.text("ab", min_size=1, max_size=5), st.floats(0.1, 9.0), min_size=1, max_size=8))
+def test_no_step_of_hot_words_adds_more_than_the_bound_by_which_prefixes_are_dropped(phrases):
+    hot = HotWords.build(phrases, lambda word: [" ab".index(letter) for letter in word])
+    for state, symbol in itertools.product(range(len(hot.tree)), range(3)):
+        after = hot_step(hot.tree.first, hot.tree.token, hot.fail, state, symbol)
+        assert hot.won[after] + hot.credit[after] - hot.credit[state] <= hot.largest + 1e-9
 
 
 def test_unknown_words_run_together_do_not_fill_the_beam(tmp_path):
