@@ -1,7 +1,7 @@
 """Promise 5: the beam says the truth.
 
-Scores are the true CTC sums over alignments plus the named terms; a wide beam equals exhaustive search, with and without
-language model, lexicon and hot words; feeding frames in pieces equals one call.
+Scores are the true CTC sums over alignments plus the named terms; a wide beam equals exhaustive search, with and
+without language model, lexicon and hot words; feeding frames in pieces equals one call.
 """
 
 import itertools
