@@ -20,7 +20,7 @@ from torch.nn import functional
 from asr.decode.ngram import NGram
 from asr.decode.search import NOTHING, Knobs
 
-DEAD, ROOT, ORPHAN = 0, 1, 2  # hashes: of no prefix, of the empty one, of what these two have for a parent
+DEAD, ROOT = 0, 1  # hashes: of no prefix, the empty one's parent among them, and of the empty one
 _FACTOR = 0x2545F4914F6CDD1D  # of the hash (Vigna 2016, An experimental exploration of Marsaglia's xorshift generators)
 
 
@@ -106,7 +106,7 @@ def start(batch: int, width: int, state: int, device: torch.device) -> Beam:
     first = torch.arange(width, device=device).expand(batch, width) == 0
     whole = nothing.masked_fill(first, 1.0)
     hashes = numbers.masked_fill(first, ROOT)
-    return Beam(whole, nothing, whole, numbers, hashes, numbers + ORPHAN, numbers + state, nothing)
+    return Beam(whole, nothing, whole, numbers, hashes, numbers + DEAD, numbers + state, nothing)
 
 
 def heard(rows: Tensor, own: Knobs) -> Heard:
@@ -153,7 +153,7 @@ def step(beam: Beam, heard: Heard, own: Knobs, model: Model | None, codes: Tenso
         label=label + joining,
         slots=torch.where(moved, parent, torch.arange(own.width, device=parent.device)),
         tokens=torch.where(moved, beam.last, -(label > blank).long()),
-        fresh=fresh.masked_fill(fresh < floor, 0.0),
+        fresh=fresh,
         gains=gains,
         entries=entries,
     )
@@ -194,7 +194,7 @@ def _keep(
         total=total / scale,
         last=torch.where(new, token, beam.last.gather(1, source)),
         hash=torch.where(new, mixed(known, codes[token]), known).masked_fill(dead, DEAD),
-        parent=torch.where(new, known, beam.parent.gather(1, source)).masked_fill(dead, ORPHAN),
+        parent=torch.where(new, known, beam.parent.gather(1, source)).masked_fill(dead, DEAD),
         state=state,
         given=given,
     )
@@ -230,7 +230,7 @@ def mixed(hashes: Tensor, codes: Tensor) -> Tensor:
 def confused(history: History) -> bool:
     """Whether two different prefixes of an utterance had the same hash; see the module's beginning."""
     made = history.tokens[1:] > 0
-    special = torch.tensor([DEAD, ROOT, ORPHAN], device=made.device).expand(made.shape[1], 3)  # made by no token
+    special = torch.tensor([DEAD, ROOT], device=made.device).expand(made.shape[1], 2)  # made by no token
 
     def listed(first: Tensor, part: Tensor) -> Tensor:
         """Of each utterance one after the other: those special ones, then what it made."""
