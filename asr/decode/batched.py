@@ -85,7 +85,7 @@ class BatchedBeamSearch:
     def decode(self, log_probs: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
         """The hypotheses of each utterance as `BeamSearch.decode` gives them: best first, no text twice, at least one.
 
-        The labelling is that of `BeamSearch` with the same settings up to 1,500 frames (a minute at 25 a second); from
+        The labelling is that of `BeamSearch` with the same settings below 1,500 frames (a minute at 25 a second); from
         there on that one settles the beginning of an utterance for all its hypotheses, and this one never does.
 
         Args:

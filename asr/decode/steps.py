@@ -216,7 +216,7 @@ def _join(beam: Beam, repeats: Tensor, entering: Tensor) -> tuple[Tensor, Tensor
     there, parent = (beam.parent[:, :, None] == beam.hash[:, None]).int().max(2)
     tried, place = repeats.int().max(2)
     nowhere = entering.shape[1]
-    index = torch.where((there & tried) > 0, parent * repeats.shape[2] + place, nowhere)
+    index = (parent * repeats.shape[2] + place).masked_fill((there & tried) == 0, nowhere)
     entering = functional.pad(entering, (0, 1))
     return entering.gather(1, index), entering.scatter(1, index, 0.0)[:, :-1], parent
 
