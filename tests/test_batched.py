@@ -245,9 +245,10 @@ def test_one_token_is_enough():
 
 
 def test_nothing_is_heard_where_the_language_model_lets_nothing_pass(tmp_path):
-    lm, sure = arpa(tmp_path, ARPA.replace("ab", "|").replace("bb", "b")), np.full((2, 4), -np.inf, np.float32)
+    lm = arpa(tmp_path, ARPA.replace("-1.1\tbb", "-99\tb").replace("ab", "|"))
+    sure = np.full((2, 4), -np.inf, np.float32)
     sure[:, 3] = 0.0
-    given = {"lm": lm, "lm_weight": 1000.0}
+    given = {"lm": lm, "lm_weight": 20.0}
     expected = BeamSearch(TOKENS, **given).decode(sure)
     assert (expected[0].text, expected[0].score) == ("", -math.inf)
     many = [sure, emissions(np.random.default_rng(0), 5, 4)]
