@@ -27,7 +27,7 @@ from asr.errors import InputError
 _ROOM = 4096  # nodes to begin with
 _KEPT_FRAMES = 1 << 15  # more frames of one utterance are not kept for exact sums (22 minutes at 25 a second)
 _HORIZON, _SETTLE = 1000, 500  # frames after which, looked at so often, the best prefix's beginning is settled for all
-_NEAR, _MORE = 0.5, 4  # the exact sum may change the order of hypotheses this near the best (nats), of so many more
+NEAR, MORE = 0.5, 4  # the exact sum may change the order of hypotheses this near the best (nats), of so many more
 _NOTHING = Hypothesis("", -math.inf, -math.inf)  # nothing fits: a frame gave 0 to all that was possible
 
 
@@ -179,7 +179,7 @@ class Stream:
         nbest, rows = own.settings["nbest"], _joined(self._rows)
         found: dict[str | int, tuple[float, float, int, np.ndarray]] = {}
         for k in order:
-            near = score[k] > score[order[0]] - _NEAR and len(found) < nbest + _MORE
+            near = score[k] > score[order[0]] - NEAR and len(found) < nbest + MORE
             if not (near or len(found) < nbest):
                 break
             path, given = self._path(int(whose[k])), float(parts[k].sum())
