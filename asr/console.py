@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from asr.progress import Progress as TrainingProgress
 
 _EVERY = 30.0  # seconds between lines where there is no terminal
+_PAUSE = 0.05  # seconds without anything done that part two bursts
 
 
 class Screen:
@@ -80,20 +81,30 @@ class TrainingBar:
 
 
 class Counter:
-    """How many of a number of things are done, and the time left."""
+    """How many of a number of things are done, and the time left.
+
+    Things come in bursts, a batch at a time: what the bursts before took tells the time left, and the first one can't.
+    """
 
     def __init__(self, screen: Screen, what: str, total: int) -> None:
         self._screen, self._what, self._total, self._done = screen, what, total, 0
-        self._begun = time.monotonic()
+        self._begun = self._burst = self._last = time.monotonic()
+        self._each: float | None = None  # seconds, of those before the present burst
         columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
         self.progress = Progress(*columns, console=screen._console, transient=True)
         self._task = self.progress.add_task(what, total=max(1, total))
 
     def advance(self) -> None:
         """One more is done."""
+        now = time.monotonic()
+        if now - self._last > _PAUSE:
+            if self._done:
+                self._each = (self._burst - self._begun) / self._done
+            self._burst = now
+        self._last = now
         self._done += 1
-        left = (time.monotonic() - self._begun) / self._done * (self._total - self._done)
-        line = f"{self._what}: {self._done} of {self._total}, {clock(left)} left"
+        left = "" if self._each is None else f", {clock(self._each * (self._total - self._done))} left"
+        line = f"{self._what}: {self._done} of {self._total}{left}"
         self.progress.update(self._task, completed=self._done, description=line)
         if self._screen.is_due():
             self._screen.say(line)

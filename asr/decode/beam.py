@@ -30,7 +30,7 @@ _ROOM = 4096  # nodes to begin with
 _KEPT_ROOM = 1 << 16  # a space with more of them is not kept for the next utterance (16 MB)
 _KEPT_FRAMES = 1 << 15  # more frames of one utterance are not kept for exact sums (22 minutes at 25 a second)
 _HORIZON, _SETTLE = 1000, 500  # frames after which, looked at so often, the best prefix's beginning is settled for all
-_NEAR, _MORE = 0.5, 4  # the exact sum may change the order of hypotheses this near the best (nats), of so many more
+NEAR, MORE = 0.5, 4  # the exact sum may change the order of hypotheses this near the best (nats), of so many more
 _NOTHING = Hypothesis("", -math.inf, -math.inf)  # nothing fits: a frame gave 0 to all that was possible
 
 
@@ -193,10 +193,10 @@ class Stream:
     def _candidates(self, score: np.ndarray, whose: np.ndarray, word: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """The hypotheses, with their nodes, that may be among the best once they have their exact sums."""
         nbest, order = self._own.settings["nbest"], np.argsort(-score, kind="stable").tolist()
-        least = score[order[0]] - _NEAR
+        least = score[order[0]] - NEAR
         found: dict[str | int, tuple[int, np.ndarray]] = {}
         for k in order:
-            if len(found) >= nbest + (_MORE if score[k] > least else 0):
+            if len(found) >= nbest + (MORE if score[k] > least else 0):
                 break
             trace = self._trace(int(whose[k]))
             found.setdefault(self._own.text(self._path(trace), int(word[k])) if nbest > 1 else k, (k, trace))

@@ -1,0 +1,102 @@
+"""What a language model of the training texts gives a trained model: tuned on dev, read once on test.
+
+    asr train recipe=an4
+    python scripts/bench/lm_gain.py runs/an4/seed1/model.safetensors data/an4 --out docs/results/an4_lm.json
+
+Trains a 3-gram on the training texts, finds weight, bonus and beam on dev, and compares greedy decoding with the tuned
+search on the test set: a paired bootstrap over utterances, and for both how far the words' probabilities are from the
+share of words that are right (expected calibration error, ten bins).
+"""
+
+import argparse
+import datetime
+import json
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from recipe import hardware
+
+import asr
+from asr import ctc, lm, tune
+from asr.alignment import align
+from asr.ctc import Hypothesis
+from asr.decode import settings
+from asr.score import compare
+
+
+def main() -> None:
+    """Train, tune, decode, compare; print the comparison and write everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("corpus", type=Path, help="folder with train.jsonl, dev.jsonl, test.jsonl")
+    parser.add_argument("--order", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    model = asr.load(options.model, "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        arpa = Path(folder) / "words.arpa"
+        made = lm.train(
+            [options.corpus / "train.jsonl"],
+            arpa,
+            order=options.order,
+            normalizer=model.card["normalizer"],
+            fallback=True,
+        )
+        tuning = tune.tune(tune.listen(model, options.corpus / "dev.jsonl"), {"lm": arpa})
+        best = tuning.best
+        chosen = {"lm_weight": best.lm_weight, "word_bonus": best.word_bonus, "beam": best.beam}
+        search = settings.build(model.tokens, {"lm": arpa} | chosen)
+        record: dict[str, Any] = {
+            "command": "python " + shlex.join(sys.argv),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "hardware": hardware(),
+            "model": model.identity,
+            "lm": {"order": options.order, "sentences": made.sentences, "words": made.tokens, "ngrams": made.ngrams},
+            "dev": tuning.to_json(),
+        }
+        for split in ("dev", "test"):
+            record |= {f"{split}_result": measure(model, options.corpus / f"{split}.jsonl", search)}
+    print(f"dev, on which it was tuned:\n{tuning.gain}\ntest: {json.dumps(record['test_result'], indent=1)}")
+    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(model: Any, path: Path, search: Any) -> dict[str, Any]:
+    """Both decoders on the same emissions of a manifest."""
+    spoken = tune.listen(model, path)
+    greedy, beam = [], []
+    for row in spoken.emissions:
+        greedy += ctc.greedy(row[None], length_of(row), model.tokens)
+        beam.append(search.decode(row)[0])
+    first, second = ([one.text for one in found] for found in (greedy, beam))
+    return {
+        "greedy_and_beam": compare(spoken.references, first, second, normalizer=spoken.normalizer).to_json(),
+        "calibration_error": {
+            name: calibration_error(spoken.references, found, spoken.normalizer)
+            for name, found in (("greedy", greedy), ("beam", beam))
+        },
+    }
+
+
+def length_of(row: Any) -> Any:
+    """The number of frames as the batch of one that `greedy` takes."""
+    return row.new_tensor([len(row)]).long()
+
+
+def calibration_error(references: list[str], heard: list[Hypothesis], normalizer: str, bins: int = 10) -> float:
+    """Mean over the words heard of |share of right ones - mean probability| of their bin (Guo et al. 2017)."""
+    count, right, sure = [0] * bins, [0.0] * bins, [0.0] * bins
+    for said, one in zip(references, heard, strict=True):
+        edits = [edit for edit in align(said, one.text, normalizer=normalizer) if edit.hypothesis]
+        for edit, word in zip(edits, one.words, strict=True):
+            place = min(int(word.probability * bins), bins - 1)
+            count[place] += 1
+            right[place] += edit.op == "="
+            sure[place] += word.probability
+    return sum(abs(a - b) for a, b in zip(right, sure, strict=True)) / max(1, sum(count))
+
+
+if __name__ == "__main__":
+    main()
