@@ -12,17 +12,18 @@
 """
 
 import dataclasses
+import fcntl
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
 from asr import checkpoint, curves, files
 from asr.config import Config, load, to_yaml
-from asr.errors import InputError
+from asr.errors import AsrError, InputError
 
 # Settings that may change between the start of a run and its continuation: they do not change what is learnt.
 _FREE = (
@@ -56,7 +57,7 @@ class RunFolder:
         say: takes a line for people; `log` writes it to log.txt as well.
 
     Raises:
-        InputError: the folder holds a finished run, or one with other settings.
+        InputError: the folder holds a finished run, one with other settings, or one that another process trains.
         AsrError: it can't be written.
     """
 
@@ -68,6 +69,7 @@ class RunFolder:
             raise InputError(
                 f"{path}: this run is finished; choose another name (name=...) or remove the folder", status=2
             )
+        self._lock = _alone(path)
         settings = path / "config.yaml"
         if settings.exists():
             _compare(load(str(settings), []), config, path)
@@ -124,6 +126,25 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: the run is finished."""
         files.write_text(self.result, json.dumps(result, indent=2) + "\n")
+
+
+def _alone(path: Path) -> IO[bytes]:
+    """A locked file in the folder of a run, so that no second process trains there; let go of when this one ends."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / ".lock", "ab")  # noqa: SIM115 - open as long as the run
+    except OSError as error:
+        raise AsrError(f"{path}: not written ({error.strerror or error}); choose another folder (out=...)") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"{path}: another process trains this run; wait for it, or choose another name (name=...)", status=2
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def _compare(before: Config, now: Config, path: Path) -> None:

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ def test_a_run_leaves_all_files_it_promises(corpus, tmp_path):
     result, lines = run_training(settings(corpus, tmp_path))
     names = {path.name for path in result.folder.iterdir()}
     assert names == {
-        "config.yaml", "curves.png", "log.txt", "metrics.jsonl", "model.safetensors", "result.json", "state"
+        ".lock", "config.yaml", "curves.png", "log.txt", "metrics.jsonl", "model.safetensors", "result.json", "state"
     }  # fmt: skip
     assert [line["epoch"] for line in metrics(result)] == [0, 1]
     assert (result.folder / "log.txt").read_text().splitlines() == lines
@@ -173,7 +175,7 @@ def broken(corpus, tmp_path, change, split="train"):
         (
             lambda u: dataclasses.replace(u, text="zebra"),
             "dev",
-            r"dev.jsonl: line 1: utterance 'dev0': character 'z' \(U\+007A\) .* choose a normaliser",
+            r"dev.jsonl: line 1: utterance 'dev0': characters 'z' \(U\+007A\), .* choose a normaliser",
         ),
         (
             lambda u: dataclasses.replace(u, text="abcabcabc" * 20),
@@ -340,3 +342,21 @@ def test_a_run_with_a_loss_that_is_not_finite_in_its_history_goes_on(corpus, tmp
     path.write_text(json.dumps(line) + "\n")
     result, _ = run_training(chosen)
     assert result.epochs == 2
+
+
+def test_a_second_process_does_not_train_in_the_same_folder(corpus, tmp_path):
+    chosen = settings(corpus, tmp_path, "name=twice")
+    folder = tmp_path / "runs" / "tones" / "twice"
+    folder.mkdir(parents=True)
+    code = (
+        "import fcntl, sys\nfile = open(sys.argv[1], 'ab')\nfcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print('locked', flush=True)\nsys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(InputError, match="another process trains this run"):
+            run_training(chosen)
+        other.stdin.close()
+        other.wait()
+    assert run_training(chosen)[0].folder == folder
