@@ -14,10 +14,12 @@
 import dataclasses
 import fcntl
 import json
+import os
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -69,7 +71,7 @@ class RunFolder:
             raise InputError(
                 f"{path}: this run is finished; choose another name (name=...) or remove the folder", status=2
             )
-        self._lock = _alone(path)
+        weakref.finalize(self, os.close, _alone(path))
         settings = path / "config.yaml"
         if settings.exists():
             _compare(load(str(settings), []), config, path)
@@ -128,17 +130,17 @@ class RunFolder:
         files.write_text(self.result, json.dumps(result, indent=2) + "\n")
 
 
-def _alone(path: Path) -> IO[bytes]:
-    """A locked file in the folder of a run, so that no second process trains there; let go of when this one ends."""
+def _alone(path: Path) -> int:
+    """The descriptor of a locked file in a run's folder: no second process trains there while this one holds it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = open(path / ".lock", "ab")  # noqa: SIM115 - open as long as the run
+        file = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise AsrError(f"{path}: not written ({error.strerror or error}); choose another folder (out=...)") from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        file.close()
+        os.close(file)
         raise InputError(
             f"{path}: another process trains this run; wait for it, or choose another name (name=...)", status=2
         ) from error

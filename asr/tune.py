@@ -192,10 +192,12 @@ def draw(tuning: Tuning, path: Path) -> None:
     figure = Figure(figsize=(1.5 + 0.75 * len(weights), 1.5 + 0.45 * len(bonuses)), layout="constrained")
     axes = figure.subplots()
     low = 100 * tuning.best.wer
-    picture = axes.imshow(rates, cmap="viridis_r", origin="lower", aspect="auto", vmin=low, vmax=max(low + 1, 2 * low))
+    picture = axes.imshow(
+        rates.numpy(), cmap="viridis_r", origin="lower", aspect="auto", vmin=low, vmax=max(low + 1, 2 * low)
+    )
     for (row, column), rate in ((place, float(rates[place])) for place in itertools.product(*map(range, rates.shape))):
         if rate == rate:
-            dark = rate > (low + max(low + 1, 2 * low)) / 2
+            dark = rate > (low + high) / 2
             axes.text(column, row, f"{rate:.1f}", ha="center", va="center", color="white" if dark else "black")
     place = weights.index(tuning.best.lm_weight), bonuses.index(tuning.best.word_bonus)
     axes.plot(*place, marker="s", markersize=26, markerfacecolor="none", markeredgecolor="tab:red", markeredgewidth=2)

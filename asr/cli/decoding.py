@@ -7,7 +7,7 @@ from typing import Any
 
 from asr.errors import InputError
 
-HOT_WEIGHT = 6.0  # nats a hot word adds where its list names no weight
+HOT_WEIGHT = 3.0  # nats a hot word adds where its list names no weight
 
 
 def add_decoding(parser: argparse.ArgumentParser, nbest: bool = False) -> None:
