@@ -192,9 +192,8 @@ def draw(tuning: Tuning, path: Path) -> None:
     figure = Figure(figsize=(1.5 + 0.75 * len(weights), 1.5 + 0.45 * len(bonuses)), layout="constrained")
     axes = figure.subplots()
     low = 100 * tuning.best.wer
-    picture = axes.imshow(
-        rates.numpy(), cmap="viridis_r", origin="lower", aspect="auto", vmin=low, vmax=max(low + 1, 2 * low)
-    )
+    high = max(low + 1, 2 * low)
+    picture = axes.imshow(rates.numpy(), cmap="viridis_r", origin="lower", aspect="auto", vmin=low, vmax=high)
     for (row, column), rate in ((place, float(rates[place])) for place in itertools.product(*map(range, rates.shape))):
         if rate == rate:
             dark = rate > (low + high) / 2
