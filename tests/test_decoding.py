@@ -117,6 +117,7 @@ def test_hot_words_come_from_the_command_line_and_from_files(folder, capsys):
         (["--decoder", "beam", "--lexicon", "none.txt"], "none.txt: can't be read"),
         (["--decoder", "none.json"], "none.json"),
         (["--decoder", "beem"], "beem"),
+        (["--decoder", "beam", "--nbest", "3"], "--nbest shows in the JSON only; add -f json"),
     ],
 )
 def test_a_flag_without_effect_or_with_a_wrong_value_is_one_line(folder, capsys, flags, message):
@@ -281,3 +282,13 @@ print(json.dumps([AVAILABLE, [[[h.text, h.score, h.acoustic, h.lm, h.frames] for
 
 def environment(disabled: str) -> dict[str, str]:
     return os.environ | {"NUMBA_DISABLE_JIT": disabled, "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\n", "no phrase in it"), (b"one\n\xff", "no UTF-8"), (b"one\t5\ntwo\tx\n", "line 2: weight 'x' is no number")],
+)
+def test_a_wrong_list_of_hot_words_is_refused_in_one_line(folder, capsys, content, message):
+    (folder / "names.txt").write_bytes(content)
+    line = refused(capsys, "transcribe", "-m", MODEL, FSDD[0], "--decoder", "beam", "--hot-words", "names.txt")
+    assert message in line and "names.txt" in line

@@ -69,6 +69,8 @@ def _transcribe(args: argparse.Namespace) -> int:
     if args.output_dir is None and (args.skip_existing or len(forms) > 1):
         what = "--skip-existing" if args.skip_existing else "several output formats"
         raise InputError(f"{what} needs --output-dir, a folder for the files", status=2)
+    if args.nbest is not None and "json" not in forms:
+        raise InputError("--nbest shows in the JSON only; add -f json", status=2)
     recordings = bulk.collect(args.inputs, sys.stdin.buffer.read)
     folder = bulk.OutputFolder(args.output_dir, recordings, forms) if args.output_dir else None
     todo = [one for one in recordings if not (args.skip_existing and folder and folder.has(one))]

@@ -68,14 +68,14 @@ class HotWords:
         """The phrases of a file: one a line, its weight behind a tab, or else `weight`.
 
         Raises:
-            InputError: the file can't be read, or a weight is no number; the message names the line (status 2).
+            InputError: the file can't be read or is empty, or a weight is no number; the line is named (status 2).
         """
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{path}: can't be read ({getattr(error, 'strerror', None) or error})", status=2
-            ) from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: no UTF-8; save it as UTF-8", status=2) from error
+        except OSError as error:
+            raise InputError(f"{path}: can't be read ({error.strerror or error})", status=2) from error
         phrases: dict[str, float] = {}
         for number, line in enumerate(lines, start=1):
             phrase, tab, value = line.strip().partition("\t")
@@ -84,6 +84,8 @@ class HotWords:
                     phrases[phrase] = float(value) if tab else weight
             except ValueError as error:
                 raise InputError(f"{path}: line {number}: weight {value!r} is no number", status=2) from error
+        if not phrases:
+            raise InputError(f"{path}: no phrase in it; a list of hot words has one a line", status=2)
         return phrases
 
 
