@@ -112,6 +112,8 @@ def reference(recording: Recording, given: str | None = None) -> str:
         return recording.utterance.text
     if given is not None:
         return given
+    if recording.name == "-":
+        raise InputError("what was said on standard input stands in --text; give it")
     path = Path(recording.name).with_suffix(".txt")
     try:
         return path.read_text(encoding="utf-8-sig")

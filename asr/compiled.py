@@ -5,11 +5,14 @@
 
 The machine code is kept below `NUMBA_CACHE_DIR`, else `XDG_CACHE_HOME` or `~/.cache`, in a folder named by a hash
 of all compiled sources: numba itself looks at the time stamp of one file only, and would go on with old code of the
-loops that it calls in others. Where the folder can't be written, every process compiles for itself. Whole numbers
-have 64 bits in both; only the global interpreter lock makes a difference, which compiled loops let go of.
+loops that it calls in others. Where the folder can't be written, or a file in it is damaged, a process compiles for
+itself. Whole numbers have 64 bits in both; only the global interpreter lock makes a difference, which compiled loops
+let go of.
 `NUMBA_DISABLE_JIT=1` runs the plain Python.
 """
 
+import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -39,7 +42,28 @@ def compiled(function: _Function, **options: Any) -> _Function:
         jitted: _Function = numba.njit(nogil=True, cache=folder is not None, **options)(function)
     finally:
         numba.config.CACHE_DIR = before
+    if folder is not None:
+        _forgive(jitted._cache)  # type: ignore[attr-defined]
     return jitted
+
+
+def _forgive(cache: Any) -> None:
+    """Make a function do without its cache where a file of it is damaged or can't be written: numba would raise."""
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_overload(*arguments: Any) -> Any:
+        try:
+            return load(*arguments)
+        except Exception:  # whatever a damaged file makes of it
+            with contextlib.suppress(Exception):
+                cache.flush()
+            return None
+
+    def save_overload(*arguments: Any) -> None:
+        with contextlib.suppress(Exception):  # a full disk, or a damaged index that could not be emptied
+            save(*arguments)
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
 
 
 def bare(function: _Function) -> _Function:
@@ -77,6 +101,7 @@ def _root() -> Path:
     return Path(cache) if cache else Path.home() / ".cache"
 
 
+@functools.cache
 def _source_hash() -> str:
     """A hash of every source file here that holds compiled loops."""
     digest = hashlib.sha256()

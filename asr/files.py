@@ -22,9 +22,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a binary file that takes the name `path` only when the block ends without an error.
 
     Raises:
-        AsrError: the folder can't be written or the disk is full; what stood at `path` is untouched.
+        AsrError: the folder can't be written, the disk is full, or `path` is a folder, a device or the like; what
+            stood there is untouched.
     """
     target = Path(path)
+    _ordinary(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}{_SUFFIX}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,21 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse what `atomic` would refuse, before long work whose result is to go there. Raises AsrError as it does."""
+    probe = Path(path).with_name(f".{Path(path).name}.probe") if Path(path).name else path
+    with atomic(probe):
+        pass
+    Path(probe).unlink()
+    _ordinary(Path(path))
+
+
+def _ordinary(target: Path) -> None:
+    """Refuse a target that `atomic` would put a file in the place of, and that is none."""
+    if not target.name or (target.exists() and not target.is_file()):
+        raise AsrError(f"{target}: not written (it is no ordinary file); choose another name")
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

@@ -28,6 +28,7 @@ units = ("word", "character")
 MAX_ORDER = 10
 SPECIAL = ("<unk>", "<s>", "</s>")  # in the order of `kneser_ney`'s numbers
 _MEGABYTE = 1 << 20
+_LONGEST = 1_000_000  # bytes of a line
 _CHUNK = 1 << 16  # lines written between two signs of progress
 
 Counting = Callable[[str, int], contextlib.AbstractContextManager[Any]]
@@ -117,7 +118,9 @@ def _lines(path: str | os.PathLike[str], advance: Callable[[], None]) -> Iterato
     number, seen = 0, 0
     try:
         with _opened(path) as (raw, content):
-            for number, line in enumerate(content, 1):
+            for number, line in enumerate(iter(lambda: content.readline(_LONGEST + 1), b""), 1):
+                if len(line) > _LONGEST:
+                    raise InputError(f"{path}: line {number}: longer than {_LONGEST} bytes; put a sentence on a line")
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if number % 1024 == 0:
                     for _ in range(raw.tell() // _MEGABYTE - seen if path != "-" else 0):
@@ -183,7 +186,9 @@ def train(
         AsrError: `out` can't be written.
     """
     _check(order, prune, vocabulary, min_count)
-    if Path(out).absolute() in [Path(path).absolute() for path in paths]:
+    if os.fspath(out) == "-":
+        raise InputError("a model is written to a file, not to standard output; name one with -o", status=2)
+    if Path(out).exists() and any(path != "-" and Path(out).samefile(path) for path in paths if Path(path).exists()):
         raise InputError(f"{out}: would take the place of the text it is made of; choose another name", status=2)
     words, stream, count = _read(sentences(paths, unit, normalizer, counting))
     if not count:

@@ -1,7 +1,7 @@
 """Decoder settings from a dev manifest: emissions once, then language model weight, word bonus and beam by search.
 
 Every setting decodes the same emissions. The one with the fewest word errors wins; of equals the one with the fewest
-character errors, then the one nearest to the middle of the grid.
+character errors, then the one in the middle of them.
 """
 
 import dataclasses
@@ -80,6 +80,8 @@ def listen(
     references = [utterance.text for utterance in utterances if utterance.text is not None]
     if not utterances or len(references) < len(utterances):
         raise InputError(f"{path}: every utterance needs its reference (key 'text') to tune on", status=2)
+    if not any(text.split() for text in references):
+        raise InputError(f"{path}: no word in its references; nothing to tune on", status=2)
     emissions = []
     for one in recognizer.emissions_many(utterances, channel, batch_seconds):
         emissions.append(one.log_probs)
@@ -112,8 +114,6 @@ def tune(
     Raises:
         InputError: no language model is given, or the search refuses the settings.
     """
-    if "lm" not in options:
-        raise InputError("without a language model there is no weight to find; add --lm", status=2)
     search = settings.build(spoken.tokens, options)
     tried: dict[tuple[float, float, int], Trial] = {}
 
@@ -137,6 +137,22 @@ def tune(
     greedy = [ctc.greedy(row[None], torch.tensor([len(row)]), spoken.tokens)[0].text for row in spoken.emissions]
     gain = compare(spoken.references, greedy, _decode(chosen, spoken), normalizer=spoken.normalizer)
     return Tuning(list(tried.values()), best, gain)
+
+
+def check(
+    tokens: Sequence[str],
+    options: Mapping[str, Any],
+    lm_weights: Sequence[float],
+    word_bonuses: Sequence[float],
+    beams: Sequence[int],
+) -> None:
+    """Refuse what `tune` would refuse, before the dev set is listened to. Raises InputError (status 2)."""
+    if "lm" not in options:
+        raise InputError("without a language model there is no weight to find; add --lm", status=2)
+    search = settings.build(tokens, options)
+    for name, values in (("lm_weight", lm_weights), ("word_bonus", word_bonuses), ("beam", beams)):
+        for value in values:
+            search.with_settings(**{name: value})
 
 
 def trials(lm_weights: Sequence[float], word_bonuses: Sequence[float], beams: Sequence[int]) -> int:

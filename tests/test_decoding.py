@@ -1,5 +1,6 @@
 """Decoders as users name them: flags, `decoder.json`, `asr tune`; with a small trained model on real recordings."""
 
+import gzip
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from asr import ctc, manifest, tune
 from asr.cli import main
 from asr.decode import settings
 from asr.decode.beam import BeamSearch
+from asr.decode.hotwords import HotWords
 from asr.decode.lexicon import Lexicon
 from asr.decode.ngram import NGram
 from asr.manifest import Utterance
@@ -252,6 +254,7 @@ def test_the_search_runs_the_same_as_plain_python(folder, capsys):
 import json, sys
 import numpy as np
 from asr.decode.beam import BeamSearch
+from asr.decode.hotwords import HotWords
 from asr.decode.lexicon import Lexicon
 from asr.decode.ngram import NGram
 from asr.compiled import AVAILABLE
@@ -292,3 +295,57 @@ def test_a_wrong_list_of_hot_words_is_refused_in_one_line(folder, capsys, conten
     (folder / "names.txt").write_bytes(content)
     line = refused(capsys, "transcribe", "-m", MODEL, FSDD[0], "--decoder", "beam", "--hot-words", "names.txt")
     assert message in line and "names.txt" in line
+
+
+def test_a_model_of_single_letters_as_words_is_one_of_words(tmp_path):
+    (tmp_path / "letters").write_text("e f g\nh i\n" * 3)
+    assert main(["lm", "train", "-q", str(tmp_path / "letters"), "-o", str(tmp_path / "a"), "--discount-fallback"]) == 0
+    tokens = asr.load(MODEL, "cpu").tokens
+    assert BeamSearch(tokens, NGram.load(tmp_path / "a")).settings["lm_unit"] == "word"
+    text = ["lm", "train", "-q", str(tmp_path / "letters"), "--unit", "character", "--discount-fallback"]
+    assert main([*text, "-o", str(tmp_path / "b")]) == 0
+    assert BeamSearch(tokens, NGram.load(tmp_path / "b")).settings["lm_unit"] == "token"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"one\n" * 99)[:-20], "can't be read"),
+        (b"\x1f\x8b\x08\x00" + bytes(40), "can't be read"),
+        (b"one\t<blank> o n e\n", "'<blank>' is not among"),
+        (b"one\t| o n e\n", "'|' is not among"),
+    ],
+)
+def test_a_lexicon_that_can_not_be_heard_or_unpacked_is_refused(folder, capsys, content, message):
+    (folder / "lexicon.gz").write_bytes(content)
+    assert message in refused(
+        capsys, "transcribe", "-m", MODEL, FSDD[0], "--decoder", "beam", "--lexicon", "lexicon.gz"
+    )
+
+
+def test_a_byte_order_mark_is_no_letter(folder):
+    (folder / "words.txt").write_text("one\n", encoding="utf-8-sig")
+    assert list(Lexicon.load("words.txt").words) == ["one"]
+    assert HotWords.load("words.txt", 2.0) == {"one": 2.0}
+
+
+def test_a_missing_list_of_hot_words_is_no_phrase(folder, capsys):
+    for name, message in (("names.txt", "names.txt: can't be read"), ("q" * 300, "hot word")):
+        flags = ["--decoder", "beam", "--hot-words", name]
+        assert message in refused(capsys, "transcribe", "-m", MODEL, FSDD[0], *flags)
+
+
+def test_tune_refuses_before_it_listens(folder, capsys, monkeypatch):
+    monkeypatch.setattr(tune, "listen", lambda *_: pytest.fail("listened"))
+    command = ["tune", "-q", "-m", MODEL, "--manifest", "dev.jsonl", "--lm", "words.arpa"]
+    assert "lm_weight is nan" in refused(capsys, *command, "--lm-weights", "nan")
+    assert "beam is 0" in refused(capsys, *command, "--beams", "0")
+    assert main([*map(str, command), "-o", "/proc/nothing/decoder.json"]) == 1
+    assert "not written" in capsys.readouterr().err
+
+
+def test_tune_needs_a_word_in_the_references(folder, capsys):
+    manifest.write(folder / "dev.jsonl", [Utterance(str(FSDD[0]), id="1", text=" ")])
+    assert "no word in its references" in refused(
+        capsys, "tune", "-q", "-m", MODEL, "--manifest", "dev.jsonl", "--lm", "words.arpa"
+    )

@@ -1,4 +1,5 @@
 import os
+import stat
 import subprocess
 import sys
 
@@ -44,3 +45,25 @@ def test_only_temporaries_of_processes_that_are_gone_are_swept(tmp_path):
 def test_the_hash_is_sha256(tmp_path):
     files.write_bytes(tmp_path / "a", b"abc")
     assert files.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe"])
+def test_what_is_no_ordinary_file_is_never_replaced(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for work in (lambda path: files.write_text(path, "text"), files.check_writable):
+        with pytest.raises(AsrError, match="is no ordinary file"):
+            work(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    with pytest.raises(AsrError, match="is no ordinary file"):
+        files.write_text("", "text")
+
+
+def test_a_place_is_checked_before_work_and_left_as_it_was(tmp_path):
+    files.write_text(tmp_path / "kept", "text")
+    files.check_writable(tmp_path / "kept")
+    files.check_writable(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_text() == "text"
+    with pytest.raises(AsrError, match="not written"):
+        files.check_writable("/proc/nothing/here.json")

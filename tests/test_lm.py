@@ -211,3 +211,22 @@ def test_lm_wants_a_verb_and_has_help(run, capsys):
         with pytest.raises(SystemExit):
             main(["lm", verb, "--help"])
         assert f"asr lm {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spelling", ["text", "folder/../text", "link"])
+def test_a_model_never_takes_the_place_of_its_own_text(tmp_path, capsys, spelling):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("a b\n" * 5)
+    (tmp_path / "link").symlink_to(tmp_path / "text")
+    flags = ["lm", "train", "-q", str(tmp_path / "text"), "--discount-fallback", "-o"]
+    assert main([*flags, str(tmp_path / spelling)]) == 2
+    assert "would take the place of the text" in capsys.readouterr().err
+    assert (tmp_path / "text").read_text() == "a b\n" * 5
+    assert main([*flags, "-"]) == 2
+    assert "not to standard output" in capsys.readouterr().err
+
+
+def test_one_endless_line_is_refused_by_its_number(tmp_path, capsys):
+    (tmp_path / "text").write_text("a b\n" + "a " * 600_000)
+    assert main(["lm", "train", "-q", str(tmp_path / "text"), "-o", str(tmp_path / "lm.arpa")]) == 1
+    assert "line 2: longer than 1000000 bytes" in capsys.readouterr().err

@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AsrError as error:
         sys.stderr.write(f"asr: {error}\n")
         return error.status
+    except MemoryError:
+        sys.stderr.write("asr: not enough memory; take a smaller --beam, model or --batch-seconds\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("asr: interrupted\n")
         return 130

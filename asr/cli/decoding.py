@@ -70,7 +70,7 @@ def prepare(screen: Any) -> None:
     from asr.decode import search
 
     if not compiled.AVAILABLE:
-        screen.say("numba is not there: the beam search runs as plain Python, some 100 times slower")
+        screen.say("numba is not there or switched off: the search runs as plain Python, some 100 times slower")
     elif not compiled.is_ready(search.search):
         screen.say("compiling the beam search, once: some 15 seconds")
 
@@ -81,5 +81,15 @@ def _phrases(named: Sequence[str], weight: float) -> dict[str, float]:
 
     phrases: dict[str, float] = {}
     for item in named:
-        phrases |= HotWords.load(item, weight) if Path(item).is_file() else {item: weight}
+        if "/" in item or item.endswith(".txt"):
+            phrases |= HotWords.load(item, weight)
+        else:
+            phrases |= HotWords.load(item, weight) if _is_file(item) else {item: weight}
     return phrases
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a phrase that no file could be called
+        return False

@@ -25,7 +25,7 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from asr import manifest, recognizer, tune
+    from asr import files, manifest, recognizer, tune
     from asr.console import Screen
     from asr.decode import settings
 
@@ -39,6 +39,8 @@ def _tune(args: argparse.Namespace) -> int:
     }
     model = recognizer.load(args.model, args.device)
     prepare(screen)
+    tune.check(model.tokens, options, **grid)  # before the work, which may take long
+    files.check_writable(args.output)
     with screen.counting("listening", len(manifest.read(args.manifest))) as counter:
         spoken = tune.listen(model, args.manifest, args.channel, args.batch_seconds, counter.advance)
     with screen.counting("tuning", tune.trials(**grid)) as counter:

@@ -71,7 +71,7 @@ class HotWords:
             InputError: the file can't be read or is empty, or a weight is no number; the line is named (status 2).
         """
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: no UTF-8; save it as UTF-8", status=2) from error
         except OSError as error:

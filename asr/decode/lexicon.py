@@ -8,6 +8,7 @@ alone is spelled in the model's own tokens.
 import dataclasses
 import gzip
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import numpy as np
 
 from asr.compiled import compiled
 from asr.errors import InputError
+from asr.text import BLANK, BOUNDARY
+
+_LARGEST = 1 << 28  # bytes of a lexicon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +109,15 @@ class Lexicon:
         Raises:
             InputError: a token is not among the model's, or a word can't be spelled in them.
         """
+        allowed = {token: number for token, number in ids.items() if token not in (BLANK, BOUNDARY)}
         sequences, owners = [], []
         for number, (word, pronunciations) in enumerate(self.words.items()):
             for tokens in pronunciations or [()]:
                 try:
-                    sequences.append([ids[token] for token in tokens] or spell(word))
+                    sequences.append([allowed[token] for token in tokens] or spell(word))
                 except KeyError as error:
                     raise InputError(
-                        f"{self.name}: word {word!r}: {error.args[0]!r} is not among the model's {len(ids)} tokens",
+                        f"{self.name}: word {word!r}: {error.args[0]!r} is not among the model's {len(allowed)} tokens",
                         status=2,
                     ) from error
                 except InputError as error:
@@ -130,12 +135,17 @@ def _raise(parent: np.ndarray, best: np.ndarray) -> None:
 
 def _lines(path: Path) -> list[str]:
     """The lines that hold something, without white space at their ends."""
+    content = b""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = content.decode()
-    except (OSError, EOFError) as error:
+        with open(path, "rb") as raw:
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"
+            content = (gzip.GzipFile(fileobj=raw) if packed else raw).read(_LARGEST + 1)
+        text = content.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})", status=2) from error
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise InputError(f"{path}: line {line} is no UTF-8; save it as UTF-8", status=2) from error
+    if len(content) > _LARGEST:
+        raise InputError(f"{path}: more than {_LARGEST} bytes; a lexicon has a word a line", status=2)
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(";;;")]

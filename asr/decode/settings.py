@@ -91,7 +91,11 @@ def _fits(key: str, value: Any) -> bool:
 def _checked(path: str | os.PathLike[str], named: Mapping[str, str]) -> Path:
     """The file that a `decoder.json` names, if it still is that file."""
     wanted = Path(path).resolve().parent / named["path"]
-    if not wanted.is_file():
+    try:
+        found = wanted.is_file()
+    except (OSError, ValueError):  # no file could be called so
+        found = False
+    if not found:
         raise InputError(f"{path}: {wanted}: no such file; put it there or tune again", status=2)
     if files.sha256(wanted) != named["sha256"]:
         raise InputError(f"{path}: {wanted} is another file than the one it was tuned with; tune again", status=2)

@@ -120,7 +120,7 @@ def _parse(mapped: mmap.mmap, sha256: str) -> Tables | None:
     (head_checksum,) = _CRC.unpack_from(mapped, _HEAD.size)
     if magic != _MAGIC or digest.hex() != sha256 or zlib.crc32(head) != head_checksum:
         return None
-    if min(order, size, text, contexts) < 1 or not max(size, contexts - 1) < entries < 2**31:
+    if not 1 <= order <= 100 or min(size, text, contexts) < 1 or not max(size, contexts - 1) < entries < 2**31:
         return None
     starts, total = _layout(text, contexts, entries)
     if total != len(mapped) or zlib.crc32(memoryview(mapped)[_START:]) != checksum:

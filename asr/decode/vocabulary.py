@@ -16,7 +16,7 @@ from asr.decode.search import NODE, Knobs, Phrases, Tokens, Words, potential
 from asr.errors import InputError
 from asr.text import BLANK, BOUNDARY, join, tokenizer
 
-_SPECIAL = {"<s>", "</s>", "<unk>"}
+_SPECIAL = {ngram.BOS, ngram.EOS, ngram.UNK}
 
 _NO_LM = tuple(np.zeros(2, kind) for kind in (np.int32, np.int32, np.float32, np.float32, np.int32, np.int32))
 
@@ -204,8 +204,14 @@ def _completed(settings: Mapping[str, Any], lm: NGram | None, by_token: bool) ->
 
 
 def _of_tokens(lm: NGram, ids: Mapping[str, int]) -> bool:
-    """Whether a language model is one of the model's tokens, not of words."""
-    return all(word in ids or word in _SPECIAL for word in lm.words)
+    """Whether a language model is one of the model's tokens, the boundary among them, and not one of words.
+
+    Words of a letter each are tokens too; but who spells them out as words has no boundary among them.
+    """
+    ordinary = [word for word in lm.words if word not in _SPECIAL]
+    if not ordinary:
+        raise InputError("the language model has no words but its own signs; estimate it on more text", status=2)
+    return all(word in ids for word in ordinary) and (BOUNDARY not in ids or BOUNDARY in ordinary)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

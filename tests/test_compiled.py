@@ -1,0 +1,53 @@
+"""Compiled loops and their cache: damaged files and full disks cost time, and nothing else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LOOPS = """
+from asr.compiled import compiled, is_ready
+from asr.decode.selection import kth_largest
+import numpy as np
+ready = is_ready(kth_largest)
+print(ready, kth_largest(np.array([1.0, 3.0, 2.0]), 3, 2))
+"""
+
+
+def run(cache: Path, **more: str) -> list[str]:
+    """Call a compiled loop in a process of its own; what it printed: was it in the cache, and the result."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parent.parent)} | more
+    done = subprocess.run([sys.executable, "-c", LOOPS], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    assert run(tmp_path) == ["False", "2.0"]
+    assert run(tmp_path) == ["True", "2.0"]
+    return tmp_path
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("content", [b"", b"\x80\x04", os.urandom(500)])
+def test_a_damaged_cache_is_compiled_anew_and_mended(cache, suffix, content):
+    for path in cache.rglob(f"*.{suffix}"):
+        path.write_bytes(content)
+    assert run(cache)[1] == "2.0"
+    found = list(cache.rglob(f"*kth_largest*.{suffix}"))
+    assert all(path.read_bytes() != content for path in found)
+    assert run(cache) == ["True", "2.0"]
+
+
+def test_a_cache_that_can_not_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file") == ["False", "2.0"]
+    assert run(Path("/dev/full")) == ["False", "2.0"]
+
+
+def test_switched_off_it_is_plain_python(tmp_path):
+    assert run(tmp_path, NUMBA_DISABLE_JIT="1") == ["True", "2.0"]
+    assert not list(tmp_path.rglob("*.nbi"))
