@@ -169,17 +169,6 @@ def _word(span: ctc.WordSpan) -> Word:
 # The formats
 
 
-def render(alignment: Alignment, form: str) -> str:
-    """The content of a file in a format of `formats`, with its last line break.
-
-    Raises:
-        InputError: there is no such format (status 2).
-    """
-    if form not in formats:
-        raise InputError(f"no output format {form!r}; known are {', '.join(formats)}", status=2)
-    return formats[form](alignment)
-
-
 def _textgrid(alignment: Alignment) -> str:
     tiers = {"words": alignment.words, "tokens": alignment.tokens}
     lines = [

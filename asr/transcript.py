@@ -22,7 +22,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,15 +183,21 @@ def _in_order(pieces: Iterable[Segment], duration: float) -> tuple[Segment, ...]
 # The formats
 
 
-def render(transcript: Transcript, form: str) -> str:
-    """The content of a file in a format of `formats`, with its last line break.
+def render(content: Any, form: str, forms: Mapping[str, Callable[[Any], str]] | None = None) -> str:
+    """The content of a file in a format, with its last line break.
+
+    Args:
+        content: a transcript, or what else `forms` can write.
+        form: one of the names in `forms`.
+        forms: how each format is written; None: the `formats` of transcripts.
 
     Raises:
         InputError: there is no such format (status 2).
     """
-    if form not in formats:
-        raise InputError(f"no output format {form!r}; known are {', '.join(formats)}", status=2)
-    return formats[form](transcript)
+    known = formats if forms is None else forms
+    if form not in known:
+        raise InputError(f"no output format {form!r}; known are {', '.join(known)}", status=2)
+    return known[form](content)
 
 
 def suffix(form: str) -> str:

@@ -145,14 +145,19 @@ def check(
     lm_weights: Sequence[float],
     word_bonuses: Sequence[float],
     beams: Sequence[int],
-) -> None:
-    """Refuse what `tune` would refuse, before the dev set is listened to. Raises InputError (status 2)."""
+) -> BeamSearch:
+    """The search that `tune` begins with; refuses what it would refuse before the dev set is listened to.
+
+    Raises:
+        InputError: no language model is given, or the search refuses the settings (status 2).
+    """
     if "lm" not in options:
         raise InputError("without a language model there is no weight to find; add --lm", status=2)
     search = settings.build(tokens, options)
     for name, values in (("lm_weight", lm_weights), ("word_bonus", word_bonuses), ("beam", beams)):
         for value in values:
             search.with_settings(**{name: value})
+    return search
 
 
 def trials(lm_weights: Sequence[float], word_bonuses: Sequence[float], beams: Sequence[int]) -> int:

@@ -23,7 +23,7 @@ from asr.cli import main
 from asr.errors import InputError
 from asr.manifest import Utterance
 from asr.text import BLANK
-from asr.transcript import Word
+from asr.transcript import Word, render
 
 DATA = Path(__file__).parent / "data"
 FSDD = sorted((DATA / "fsdd").glob("*.flac"))
@@ -164,9 +164,9 @@ def test_words_as_tokens_are_words_in_both(tmp_path, monkeypatch):
 def test_silence_has_no_words(trained):
     found = aligner.align(trained, FSDD[0], " ... ")
     assert (found.text, found.words, found.tokens) == ("", (), ())
-    duration, tiers = read_textgrid(aligner.render(found, "textgrid"))
+    duration, tiers = read_textgrid(render(found, "textgrid", aligner.formats))
     assert tiers == {"words": [(0.0, duration, "")], "tokens": [(0.0, duration, "")]}
-    assert aligner.render(found, "ctm") == ""
+    assert render(found, "ctm", aligner.formats) == ""
 
 
 def test_a_full_recording_keeps_every_time_inside_and_nothing_is_empty(trained):
@@ -177,7 +177,7 @@ def test_a_full_recording_keeps_every_time_inside_and_nothing_is_empty(trained):
         frames = int(trained.emissions([samples[:length]], 8000)[1][0])
         text = "zerotwotenin"[:frames]
         found = aligner.align(trained, samples[:length], text)
-        duration, tiers = read_textgrid(aligner.render(found, "textgrid"))
+        duration, tiers = read_textgrid(render(found, "textgrid", aligner.formats))
         assert_covers(tiers["tokens"], duration)
         assert [text for _, _, text in tiers["tokens"] if text] == list(text)
 
@@ -221,7 +221,7 @@ def test_a_textgrid_read_back_is_what_was_written(drawn, rest):
         time += gap + lasting
     seconds = (time + rest or 1) / 1000
     alignment = Alignment("a.wav", seconds, " ".join(word.word for word in words), tuple(words), (), -1.0, {})
-    duration, tiers = read_textgrid(aligner.render(alignment, "textgrid"))
+    duration, tiers = read_textgrid(render(alignment, "textgrid", aligner.formats))
     assert duration == seconds
     assert list(tiers) == ["words", "tokens"]
     assert_covers(tiers["words"], duration)
@@ -242,13 +242,13 @@ def test_the_reader_reads_a_file_as_praat_writes_it():
 def test_json_and_ctm_say_the_same(trained):
     samples, _ = joined(FSDD[:3])
     found = aligner.align(trained, samples, "zero zero one")
-    told = json.loads(aligner.render(found, "json"))
+    told = json.loads(render(found, "json", aligner.formats))
     assert set(told) == {
         "version", "audio_filepath", "duration", "text", "avg_logprob", "words", "tokens", "model"
     }  # fmt: skip
     assert (told["version"], told["text"], told["model"]) == (1, "zero zero one", trained.identity)
     assert [set(each) for each in told["tokens"]] == [{"token", "start", "end", "probability"}] * 11
-    for line, word in zip(aligner.render(found, "ctm").splitlines(), told["words"], strict=True):
+    for line, word in zip(render(found, "ctm", aligner.formats).splitlines(), told["words"], strict=True):
         _, channel, start, lasting, spoken, probability = line.split()
         assert (channel, float(start), spoken, float(probability)) == (
             "1", word["start"], word["word"], word["probability"]
@@ -258,7 +258,7 @@ def test_json_and_ctm_say_the_same(trained):
 
 def test_an_unknown_format_is_named_with_the_known_ones(trained):
     with pytest.raises(InputError, match="no output format 'elan'; known are textgrid, ctm, json"):
-        aligner.render(aligner.align(trained, FSDD[0], "zero"), "elan")
+        render(aligner.align(trained, FSDD[0], "zero"), "elan", aligner.formats)
 
 
 # The command line
@@ -357,7 +357,7 @@ def test_each_word_of_an4_has_its_time(trained, asr_data):
     sources = sorted(folder.rglob("*.flac"))[:20]
     assert sources
     for found in aligner.align_many(trained, sources, ["one two six"] * len(sources)):
-        duration, tiers = read_textgrid(aligner.render(found, "textgrid"))
+        duration, tiers = read_textgrid(render(found, "textgrid", aligner.formats))
         for tier in tiers.values():
             assert_covers(tier, duration)
         assert [word.word for word in found.words] == ["one", "two", "six"]

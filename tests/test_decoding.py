@@ -310,7 +310,7 @@ def test_a_model_of_single_letters_as_words_is_one_of_words(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"one\n" * 99)[:-20], "can't be read"),
+        (gzip.compress(b"one\n" * 99, mtime=0)[:-20], "can't be read"),
         (b"\x1f\x8b\x08\x00" + bytes(40), "can't be read"),
         (b"one\t<blank> o n e\n", "'<blank>' is not among"),
         (b"one\t| o n e\n", "'|' is not among"),
@@ -349,3 +349,12 @@ def test_tune_needs_a_word_in_the_references(folder, capsys):
     assert "no word in its references" in refused(
         capsys, "tune", "-q", "-m", MODEL, "--manifest", "dev.jsonl", "--lm", "words.arpa"
     )
+
+
+def test_hot_words_are_normalised_and_words_left_out_are_told(folder, capsys):
+    (folder / "words.txt").write_text("one\ntwo\nBAD\nquick\n")
+    assert main(["lm", "train", "-q", "words.txt", "-o", "mixed.arpa", "--order", "1", "--discount-fallback"]) == 0
+    capsys.readouterr()
+    flags = ["--decoder", "beam", "--lm", "mixed.arpa", "--hot-words", "ONE, two!"]
+    assert main(["transcribe", "-m", str(MODEL), str(FSDD[0]), *flags]) == 0
+    assert "2 words of the language model can't be spelled in the model's tokens: BAD, quick" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from asr.cli.models import add_model, named, status
+from asr.cli.models import Failure, add_model, done, status
 from asr.errors import InputError
 
 
@@ -31,6 +31,7 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
 def _align(args: argparse.Namespace) -> int:
     from asr import aligner, bulk, recognizer
     from asr.console import Screen
+    from asr.transcript import render
 
     forms = bulk.choose_formats(args.output_format, aligner.formats)
     recordings = bulk.collect(args.inputs, sys.stdin.buffer.read)
@@ -39,18 +40,11 @@ def _align(args: argparse.Namespace) -> int:
     folder = bulk.OutputFolder(args.output_dir, recordings, forms)
     model = recognizer.load(args.model, args.device)
     screen = Screen(args.quiet)
-    failures = []
+    failures: list[Failure] = []
     results = bulk.align(model, recordings, args.text, channel=args.channel, batch_seconds=args.batch_seconds)
     with screen.counting("aligning", len(recordings)) as counter:
-        for recording, result in results:
-            counter.advance()
-            if isinstance(result, InputError):
-                failures.append((recording, result))
-                sys.stderr.write(f"asr: {named(recording.name, result)}\n")
-                continue
-            for note in result.notes:
-                screen.say(f"{recording.name}: {note}")
-            folder.write(recording, functools.partial(aligner.render, result))
+        for recording, result in done(results, counter.advance, screen, failures):
+            folder.write(recording, functools.partial(render, result, forms=aligner.formats))
     folder.write_failures(failures)
     screen.say(f"{len(recordings) - len(failures)} alignments in {args.output_dir}")
     return status(len(failures), len(recordings))

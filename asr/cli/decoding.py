@@ -31,13 +31,13 @@ def add_vocabulary(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hot-weight", type=float, help=f"nats that each of them adds ({HOT_WEIGHT:g})")
 
 
-def build_decoder(args: argparse.Namespace, tokens: Sequence[str], screen: Any) -> Any:
+def build_decoder(args: argparse.Namespace, model: Any, screen: Any) -> Any:
     """The decoder that the flags name; None for greedy.
 
     Raises:
         InputError: a flag has no effect on that decoder, or its value or file is wrong (status 2).
     """
-    given = vocabulary(args)
+    given = vocabulary(args, model.card["normalizer"])
     for name in ("beam", "nbest", "lm_weight", "word_bonus"):
         if getattr(args, name, None) is not None:
             given[name] = getattr(args, name)
@@ -49,23 +49,31 @@ def build_decoder(args: argparse.Namespace, tokens: Sequence[str], screen: Any) 
     from asr.decode import settings
 
     options = {} if args.decoder == "beam" else settings.read(args.decoder)
-    decoder = settings.build(tokens, options | given)
-    prepare(screen)
+    decoder = settings.build(model.tokens, options | given)
+    prepare(decoder, screen)
     return decoder
 
 
-def vocabulary(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of `add_vocabulary` name. Raises InputError where one has no effect (status 2)."""
+def vocabulary(args: argparse.Namespace, normalizer: str) -> dict[str, Any]:
+    """What the flags of `add_vocabulary` name; hot words are normalised as the model's texts are.
+
+    Raises:
+        InputError: a flag has no effect, or a list of hot words is wrong (status 2).
+    """
     given = {name: getattr(args, name) for name in ("lm", "lexicon") if getattr(args, name) is not None}
     if args.hot_words:
-        given["hot_words"] = _phrases(args.hot_words, HOT_WEIGHT if args.hot_weight is None else args.hot_weight)
+        from asr import text
+
+        named = _phrases(args.hot_words, HOT_WEIGHT if args.hot_weight is None else args.hot_weight)
+        clean = text.normalizer(normalizer)
+        given["hot_words"] = {clean(phrase): weight for phrase, weight in named.items()}
     elif args.hot_weight is not None:
         raise InputError("--hot-weight has no effect without --hot-words", status=2)
     return given
 
 
-def prepare(screen: Any) -> None:
-    """Say what may take a while before the first search."""
+def prepare(decoder: Any, screen: Any) -> None:
+    """Say what may surprise, or take a while, before the first search."""
     from asr import compiled
     from asr.decode import search
 
@@ -73,6 +81,9 @@ def prepare(screen: Any) -> None:
         screen.say("numba is not there or switched off: the search runs as plain Python, some 100 times slower")
     elif not compiled.is_ready(search.search):
         screen.say("compiling the beam search, once: some 15 seconds")
+    if missing := decoder.vocabulary.left_out:
+        shown = ", ".join(missing[:5])
+        screen.say(f"{len(missing)} words of the language model can't be spelled in the model's tokens: {shown}")
 
 
 def _phrases(named: Sequence[str], weight: float) -> dict[str, float]:
@@ -81,10 +92,8 @@ def _phrases(named: Sequence[str], weight: float) -> dict[str, float]:
 
     phrases: dict[str, float] = {}
     for item in named:
-        if "/" in item or item.endswith(".txt"):
-            phrases |= HotWords.load(item, weight)
-        else:
-            phrases |= HotWords.load(item, weight) if _is_file(item) else {item: weight}
+        is_file = "/" in item or item.endswith(".txt") or _is_file(item)
+        phrases |= HotWords.load(item, weight) if is_file else {item: weight}
     return phrases
 
 

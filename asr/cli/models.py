@@ -4,11 +4,14 @@ import argparse
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from asr.cli.decoding import add_decoding, build_decoder
 from asr.errors import InputError
+
+Failure = tuple[Any, InputError]
 
 
 def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -80,18 +83,11 @@ def _transcribe(args: argparse.Namespace) -> int:
         screen.say(
             f"{len(recordings) - len(todo)} of {len(recordings)} inputs have their outputs already: left as they are"
         )
-    failures = []
-    decoder = build_decoder(args, model.tokens, screen)
+    failures: list[Failure] = []
+    decoder = build_decoder(args, model, screen)
     results = bulk.transcribe(model, todo, decoder=decoder, channel=args.channel, batch_seconds=args.batch_seconds)
     with screen.counting("transcribing", len(todo)) as counter:
-        for recording, result in results:
-            counter.advance()
-            if isinstance(result, InputError):
-                failures.append((recording, result))
-                sys.stderr.write(f"asr: {named(recording.name, result)}\n")
-                continue
-            for note in result.notes:
-                screen.say(f"{recording.name}: {note}")
+        for recording, result in done(results, counter.advance, screen, failures):
             if folder:
                 folder.write(recording, functools.partial(bulk.rendered, recording, result))
             else:
@@ -100,6 +96,21 @@ def _transcribe(args: argparse.Namespace) -> int:
         folder.write_failures(failures)
         screen.say(f"{len(todo) - len(failures)} transcripts in {args.output_dir}")
     return status(len(failures), len(todo))
+
+
+def done(
+    results: Iterable[tuple[Any, Any]], advance: Callable[[], None], screen: Any, failures: list[Failure]
+) -> Iterator[tuple[Any, Any]]:
+    """The recordings that came out, their notes said; the others are told on standard error and kept in `failures`."""
+    for recording, result in results:
+        advance()
+        if isinstance(result, InputError):
+            failures.append((recording, result))
+            sys.stderr.write(f"asr: {named(recording.name, result)}\n")
+            continue
+        for note in result.notes:
+            screen.say(f"{recording.name}: {note}")
+        yield recording, result
 
 
 def status(failed: int, count: int) -> int:
@@ -127,7 +138,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     screen = Screen(args.quiet)
     model = recognizer.load(args.model, args.device)
-    decoder = build_decoder(args, model.tokens, screen)
+    decoder = build_decoder(args, model, screen)
     with screen.counting("evaluating", len(manifest.read(args.manifest))) as counter:
         result = evaluate(
             model,

@@ -31,15 +31,15 @@ def _tune(args: argparse.Namespace) -> int:
 
     if args.output.suffix != ".json":
         raise InputError(f"{args.output}: the file of settings ends in .json; its picture stands beside it", status=2)
-    options, screen = vocabulary(args), Screen(args.quiet)
+    screen = Screen(args.quiet)
     grid: dict[str, Any] = {
         "lm_weights": sorted(set(args.lm_weights or tune.LM_WEIGHTS)),
         "word_bonuses": sorted(set(args.word_bonuses or tune.WORD_BONUSES)),
         "beams": sorted(set(args.beams or tune.BEAMS)),
     }
     model = recognizer.load(args.model, args.device)
-    prepare(screen)
-    tune.check(model.tokens, options, **grid)  # before the work, which may take long
+    options = vocabulary(args, model.card["normalizer"])
+    prepare(tune.check(model.tokens, options, **grid), screen)  # before the work, which may take long
     files.check_writable(args.output)
     with screen.counting("listening", len(manifest.read(args.manifest))) as counter:
         spoken = tune.listen(model, args.manifest, args.channel, args.batch_seconds, counter.advance)

@@ -28,7 +28,8 @@ class Vocabulary:
     """One combination of tokens, language model, lexicon, hot words and settings.
 
     `tokens`, `words`, `lm`, `phrases`, `knobs`: as `asr.decode.search` reads them, together `arrays`. `root`: the node
-    of nothing heard. `settings`: every setting with its value. Arguments and errors: `asr.decode.beam.BeamSearch`.
+    of nothing heard. `settings`: every setting with its value. `left_out`: words of `lm` that can't be spelled.
+    Arguments and errors: `asr.decode.beam.BeamSearch`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Vocabulary:
                 f"the token list starts with {list(tokens[:1])}, not with {BLANK!r}, or has one twice", status=2
             )
         self._texts, self._lexicon = list(tokens), lexicon
+        self.left_out: list[str] = []
         self._ids = {token: number for number, token in enumerate(tokens)}
         by_token = lm is not None and lexicon is None and _of_tokens(lm, self._ids)
         self.settings = _completed(settings, lm, by_token)
@@ -101,18 +103,18 @@ class Vocabulary:
                 f"hot word {new[0]!r} is not in the language model, which has no <unk>; `asr lm train` writes one",
                 status=2,
             )
-        names, sequences, wrong = [], [], []
+        names, sequences = [], []
         for word in dict.fromkeys([*lm.words, *hot]):
             if word not in _SPECIAL:
                 try:
                     sequences.append(self._spell(word))
                     names.append(word)
                 except InputError:
-                    wrong.append(word)
+                    self.left_out.append(word)
         if not names:
             raise InputError(
-                f"language model: no word of it can be spelled in the model's tokens ({', '.join(wrong[:5])}); do they "
-                "differ in case or normaliser?",
+                f"language model: no word of it can be spelled in the model's tokens ({', '.join(self.left_out[:5])}); "
+                "do they differ in case or normaliser?",
                 status=2,
             )
         return names, sequences, list(range(len(names)))
