@@ -126,7 +126,7 @@ def _encoded(recognizer: Recognizer, text: str) -> tuple[str, list[int]] | Input
 
 
 def _aligned(recognizer: Recognizer, heard: Emissions, text: str, labels: list[int]) -> Alignment:
-    from asr.viterbi import best_paths  # brings numba, which `asr transcribe` does not need
+    from asr.viterbi import best_paths  # not at the top: it compiles, or reads what was compiled
 
     milliseconds = round(1000 * heard.seconds)
     if milliseconds < max(1, len(labels)):

@@ -6,9 +6,8 @@
 The machine code is kept below `NUMBA_CACHE_DIR`, else `XDG_CACHE_HOME` or `~/.cache`, in a folder named by a hash
 of all compiled sources: numba itself looks at the time stamp of one file only, and would go on with old code of the
 loops that it calls in others. Where the folder can't be written, or a file in it is damaged, a process compiles for
-itself. Whole numbers have 64 bits in both; only the global interpreter lock makes a difference, which compiled loops
-let go of.
-`NUMBA_DISABLE_JIT=1` runs the plain Python.
+itself. Only the global interpreter lock makes a difference, which compiled loops let go of. `NUMBA_DISABLE_JIT=1` runs
+the plain Python.
 """
 
 import contextlib

@@ -160,7 +160,7 @@ def align(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: T
         ValueError: the shapes don't fit, a length is out of range; and what `asr.viterbi.best_paths` refuses: NaN or
             +inf, a label that is no token, fewer frames than the labels need, no path with a probability above zero.
     """
-    from asr.viterbi import best_paths  # not at the top: it brings numba, which most users of this module do not need
+    from asr.viterbi import best_paths  # not at the top: it brings numba, half a second for who only trains
 
     _check_shapes(log_probs, lengths, targets, target_lengths)
     emissions = log_probs.detach().cpu()

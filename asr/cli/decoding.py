@@ -78,7 +78,7 @@ def prepare(decoder: Any, screen: Any) -> None:
     from asr.decode import search
 
     if not compiled.AVAILABLE:
-        screen.say("numba is not there or switched off: the search runs as plain Python, some 100 times slower")
+        screen.say("numba is switched off (NUMBA_DISABLE_JIT): the search runs as plain Python, far slower")
     elif not compiled.is_ready(search.search):
         screen.say("compiling the beam search, once: some 15 seconds")
     if missing := decoder.vocabulary.left_out:
