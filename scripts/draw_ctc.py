@@ -48,7 +48,7 @@ def beams(search: BeamSearch, log_probs: Tensor | np.ndarray) -> list[list[Prefi
         alive, factor = int(stream._counts[ALIVE]), float(np.exp(stream._scale[0]))
         beam = [
             Prefix(
-                "".join(texts._texts[token] for token in stream._path(stream._trace(i))["token"]),
+                "".join(texts._texts[token] for token in stream._path(i)["token"]),
                 float(stream._space.beam.blank[i]) * factor,
                 float(stream._space.beam.label[i]) * factor,
             )

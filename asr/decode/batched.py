@@ -179,7 +179,10 @@ class BatchedBeamSearch:
         exact = _exact(rows, counts, [[one.nodes["token"].tolist() for one in own] for own in chosen])
         found = []
         for paths, values in zip(chosen, exact, strict=True):
-            some = [self._hypothesis(path, value) for path, value in zip(paths, values, strict=True)]
+            some = [
+                self.vocabulary.hypothesis(path.nodes, -1, value + path.given, value, (path.given, 0.0, 0.0))
+                for path, value in zip(paths, values, strict=True)
+            ]
             some.sort(key=lambda one: -one.score)
             found.append(some[:nbest] or [Hypothesis("", -math.inf, -math.inf)])
         return found
@@ -203,18 +206,6 @@ class BatchedBeamSearch:
             text = self.vocabulary.text(nodes, -1) if nbest > 1 else m
             found.setdefault(text, _Path(nodes, given[m]))
         return list(found.values())
-
-    def _hypothesis(self, path: "_Path", acoustic: float) -> Hypothesis:
-        nodes = path.nodes
-        return Hypothesis(
-            text=self.vocabulary.text(nodes, -1),
-            score=acoustic + path.given,
-            acoustic=acoustic,
-            lm=path.given,
-            tokens=tuple(nodes["token"].tolist()),
-            frames=tuple(zip(nodes["start"].tolist(), nodes["end"].tolist(), strict=True)),
-            words=self.vocabulary.spans(nodes, -1),
-        )
 
 
 class _Path(NamedTuple):

@@ -161,7 +161,7 @@ class Stream:
         node = self._space.nodes[self._space.beam.node[best]]
         given = self._own.parts(node)
         acoustic = math.log(self._space.beam.total[best]) + self._scale[0] - self._own.potential(node)
-        return self._hypothesis(self._path(self._trace(best)), -1, acoustic + sum(given), acoustic, given)
+        return self._own.hypothesis(self._path(best), -1, acoustic + sum(given), acoustic, given)
 
     def finish(self) -> list[Hypothesis]:
         """The hypotheses, best first; the stream is at its end."""
@@ -177,7 +177,7 @@ class Stream:
         if not many:
             return [self._unfinished()]
         chosen = self._candidates(score[:many], whose, word)
-        labels = [self._labels(trace) for _, trace in chosen]
+        labels = [path["token"] for _, path in chosen]
         given = [parts[k].tolist() for k, _ in chosen]
         searched = [float(score[k]) - sum(three) for (k, _), three in zip(chosen, given, strict=True)]
         rows = _joined(self._rows)
@@ -185,10 +185,7 @@ class Stream:
         ranked = self._exact(rows, labels, 1, searched) if own.knobs.best_path else acoustic
         totals = [one + sum(three) for one, three in zip(ranked, given, strict=True)]
         best = sorted(range(len(chosen)), key=lambda n: -totals[n])[: own.settings["nbest"]]
-        return [
-            self._hypothesis(self._path(chosen[n][1]), int(word[chosen[n][0]]), totals[n], acoustic[n], given[n])
-            for n in best
-        ]
+        return [own.hypothesis(chosen[n][1], int(word[chosen[n][0]]), totals[n], acoustic[n], given[n]) for n in best]
 
     def _candidates(self, score: np.ndarray, whose: np.ndarray, word: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """The hypotheses, with their nodes, that may be among the best once they have their exact sums."""
@@ -198,8 +195,8 @@ class Stream:
         for k in order:
             if len(found) >= nbest + (MORE if score[k] > least else 0):
                 break
-            trace = self._trace(int(whose[k]))
-            found.setdefault(self._own.text(self._path(trace), int(word[k])) if nbest > 1 else k, (k, trace))
+            path = self._path(int(whose[k]))
+            found.setdefault(self._own.text(path, int(word[k])) if nbest > 1 else k, (k, path))
         return list(found.values())
 
     def _search(self, rows: np.ndarray, done: int) -> int:
@@ -222,20 +219,10 @@ class Stream:
             space.grow(1 << (wanted - 1).bit_length())
             prefixes.index(own.tokens, own.knobs, space.nodes, space.keys, space.ids, self._counts)
 
-    def _trace(self, i: int) -> np.ndarray:
-        """The numbers of the nodes of prefix `i` of the beam, one a token that is not settled yet."""
-        path = np.empty(self._counts[USED], np.int32)
-        return path[: prefixes.trace(self._space.nodes, int(self._space.beam.node[i]), path)]
-
-    def _labels(self, trace: np.ndarray) -> np.ndarray:
-        """The tokens of a prefix from the first on."""
-        labels = self._space.nodes["token"][trace]
-        return np.concatenate([self._beginning()["token"], labels]) if self._settled else labels
-
-    def _path(self, trace: np.ndarray) -> np.ndarray:
-        """The nodes of a prefix from the first on, one a token."""
-        nodes = self._space.nodes.view((np.void, NODE.itemsize))[trace].view(NODE)  # quicker than field by field
-        return np.concatenate([self._beginning(), nodes]) if self._settled else nodes
+    def _path(self, i: int) -> np.ndarray:
+        """The nodes of prefix `i` of the beam from the first on, one a token."""
+        path: np.ndarray = prefixes.path(self._space.nodes, int(self._space.beam.node[i]))
+        return np.concatenate([self._beginning(), path]) if self._settled else path
 
     def _beginning(self) -> np.ndarray:
         """The settled nodes."""
@@ -261,28 +248,12 @@ class Stream:
     def _unfinished(self) -> Hypothesis:
         """The best prefix without its last word, which the lexicon has no end for."""
         best = int(self._space.beam.total[: self._counts[ALIVE]].argmax())
-        path = self._path(self._trace(best))
+        path = self._path(best)
         ends = np.flatnonzero(path["word"] >= 0)
         if not len(ends):
-            return self._hypothesis(path[:0], -1, -math.inf, -math.inf, (0.0, 0.0, 0.0))
+            return self._own.hypothesis(path[:0], -1, -math.inf, -math.inf, (0.0, 0.0, 0.0))
         last = path[ends[-1]]
-        return self._hypothesis(path[: ends[-1]], int(last["word"]), -math.inf, -math.inf, self._own.parts(last))
-
-    def _hypothesis(
-        self, path: np.ndarray, ended: int, score: float, acoustic: float, given: Sequence[float]
-    ) -> Hypothesis:
-        path = _in_order(path)
-        return Hypothesis(
-            text=self._own.text(path, ended),
-            score=float(score),
-            acoustic=float(acoustic),
-            lm=given[0],
-            bonus=given[1],
-            hot=given[2],
-            tokens=tuple(path["token"].tolist()),
-            frames=tuple(zip(path["start"].tolist(), path["end"].tolist(), strict=True)),
-            words=self._own.spans(path, ended),
-        )
+        return self._own.hypothesis(path[: ends[-1]], int(last["word"]), -math.inf, -math.inf, self._own.parts(last))
 
 
 class _Space:
@@ -355,15 +326,3 @@ def _fault(row: np.ndarray) -> str:
 
 def _joined(rows: list[np.ndarray]) -> np.ndarray | None:
     return np.concatenate(rows) if len(rows) > 1 else rows[0] if rows else None
-
-
-def _in_order(path: np.ndarray) -> np.ndarray:
-    """The nodes with times that do not run backwards.
-
-    A prefix that lives on may be entered again by a later alignment than the one its continuation came from.
-    """
-    path, number = path.copy(), np.arange(len(path))
-    path["start"] = np.minimum.accumulate((path["start"] - number)[::-1])[::-1] + number
-    path["end"][:-1] = np.minimum(path["end"][:-1], path["start"][1:])
-    path["end"] = np.maximum(path["end"], path["start"] + 1)
-    return path

@@ -11,32 +11,51 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from asr.compiled import bare
+from asr.compiled import bare, compiled
 from asr.decode.search import joined_sum
 
 _SMALL = 1e-30  # the likeliest state's probability below which all are scaled
 _NOTHING = 1e-30  # share of it below which the first and last states are left alone; a beam is far narrower
-_BLOCK = 4096  # frames whose probabilities are taken at once
+_BLOCK = 256  # frames whose probabilities are taken at once
 
 
 def log_sums(rows: np.ndarray, labels: Sequence[np.ndarray], best_path: int) -> list[float]:
     """The log-probability of each of `labels` in the emissions `rows` `(frames, tokens)`; of its best path only."""
-    used = np.zeros(rows.shape[1], bool)
-    used[0] = True
-    for one in labels:
-        used[one] = True
-    kinds, column = np.flatnonzero(used), np.cumsum(used) - 1
-    places = [column[one] for one in labels]
-    states = [np.zeros((2, len(one) + 1)) for one in labels]
-    for state in states:
-        state[0, 0] = 1.0
-    bands, totals = np.zeros((len(labels), 2), np.int64), np.zeros(len(labels))
+    ends = np.cumsum([0, *map(len, labels)])
+    found: list[float] = _sums(rows, np.concatenate(labels).astype(np.int32, copy=False), ends, best_path).tolist()
+    return found
+
+
+@compiled
+def _sums(rows: np.ndarray, labels: np.ndarray, ends: np.ndarray, best_path: int) -> np.ndarray:
+    """As `log_sums`, the n-th sequence being ``labels[ends[n]:ends[n + 1]]``."""
+    column = np.full(rows.shape[1], -1, np.int64)
+    column[0] = 0
+    kinds = np.zeros(len(labels) + 1, np.int64)  # the tokens that matter
+    several = 1
+    for token in labels:
+        if column[token] < 0:
+            column[token], kinds[several] = several, token
+            several += 1
+    places = column[labels]
+    many, most = len(ends) - 1, len(labels) + 1
+    blanks, states, bands = np.zeros((many, most)), np.zeros((many, most)), np.zeros((many, 2), np.int64)
+    blanks[:, 0] = 1.0
+    totals = np.zeros(many)
+    probs = np.empty((min(_BLOCK, len(rows)), several))
     for begin in range(0, len(rows), _BLOCK):
-        probs = np.exp(rows[begin : begin + _BLOCK].take(kinds, axis=1), dtype=np.float64)
-        for number, state in enumerate(states):
-            totals[number] += forward(probs, places[number], state[0], state[1], bands[number], best_path)
-    ends = [max(s[0, -1], s[1, -2:-1].max(initial=0.0)) if best_path else s[0, -1] + s[1, -2:-1].sum() for s in states]
-    return [float(total) + math.log(end) if end > 0 else -math.inf for total, end in zip(totals, ends, strict=True)]
+        block = probs[: min(_BLOCK, len(rows) - begin)]
+        for t in range(len(block)):
+            for k in range(several):
+                block[t, k] = math.exp(np.float64(rows[begin + t, kinds[k]]))
+        for n in range(many):
+            own = places[ends[n] : ends[n + 1]]
+            totals[n] += forward(block, own, blanks[n], states[n], bands[n], best_path)
+    for n in range(many):
+        count = ends[n + 1] - ends[n]
+        end = joined_sum(blanks[n, count], states[n, count - 1] if count else 0.0, best_path)
+        totals[n] = totals[n] + math.log(end) if end > 0.0 else -math.inf
+    return totals
 
 
 @bare

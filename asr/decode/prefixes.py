@@ -117,12 +117,58 @@ def finish(vocabulary, nodes, beam, counts, scale, whose, score, word, parts):
 
 
 @compiled
-def trace(nodes, x, path):
-    """The numbers of the nodes from the root to `x` into `path`; returns how many (the root only with a token)."""
+def path(nodes, x):
+    """A copy of the nodes from the root to `x`, one a token (the root has one only where a beginning is settled)."""
     length, y = 0, x
     while y >= 0 and nodes[y]["token"] >= 0:
         length, y = length + 1, int(nodes[y]["parent"])
+    found = np.empty(length, nodes.dtype)
     for j in range(length - 1, -1, -1):
-        path[j] = x
+        found[j] = nodes[x]
         x = int(nodes[x]["parent"])
-    return length
+    return found
+
+
+@bare
+def in_order(path):
+    """Change a path's times so that they do not run backwards.
+
+    A prefix that lives on may be entered again by a later alignment than the one its continuation came from.
+    """
+    for j in range(len(path) - 2, -1, -1):
+        path[j]["start"] = min(path[j]["start"], path[j + 1]["start"] - 1)
+    for j in range(len(path)):
+        if j + 1 < len(path):
+            path[j]["end"] = min(path[j]["end"], path[j + 1]["start"])
+        path[j]["end"] = max(path[j]["end"], path[j]["start"] + 1)
+
+
+@bare
+def words(path, ended, tokens, knobs, places, probability):
+    """Group a path's tokens into words; the lexicon, where there is one, told where they end, the last one as `ended`.
+
+    Fills, an entry a word, `places` `(words, 5)`: its first token and the one behind its last, its first frame and the
+    one behind its last, its number (-1 without a lexicon); and `probability`, the geometric mean of its tokens'.
+    Returns how many there are.
+    """
+    many = inside = last = 0
+    total = 0.0
+    for j in range(len(path) + 1):
+        token, word = int(path[j]["token"]) if j < len(path) else 0, -1
+        if not knobs.closed:
+            closes = j == len(path) or tokens.starts[token]
+        else:
+            if knobs.whole:
+                word = int(path[j - 1]["word"]) if j else -1
+            else:
+                word = int(path[j]["word"]) if j < len(path) else ended
+            closes = word >= 0
+        if closes and inside:
+            places[many, 1], places[many, 3], places[many, 4] = last + 1, path[last]["end"], word
+            probability[many] = min(1.0, math.exp(total / inside))
+            many, inside, total = many + 1, 0, 0.0
+        if j < len(path) and not tokens.edge[token]:
+            if not inside:
+                places[many, 0], places[many, 2] = j, path[j]["start"]
+            last, inside, total = j, inside + 1, total + math.log(path[j]["peak"])
+    return many

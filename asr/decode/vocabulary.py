@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from asr import ctc
-from asr.ctc import WordSpan
-from asr.decode import ngram
+from asr.ctc import Hypothesis, WordSpan
+from asr.decode import ngram, prefixes
 from asr.decode.hotwords import HotWords
 from asr.decode.lexicon import Lexicon, Tree
 from asr.decode.ngram import NGram
@@ -142,29 +141,33 @@ class Vocabulary:
             return " ".join(self._names[word] for word in [*path["word"].tolist(), ended] if word >= 0)
         return join([self._texts[token] for token in path["token"].tolist()])
 
-    def spans(self, path: np.ndarray, ended: int) -> tuple[WordSpan, ...]:
-        """The words of a prefix with their frames and probabilities."""
-        runs = list(
-            zip(
-                path["token"].tolist(),
-                path["start"].tolist(),
-                path["end"].tolist(),
-                np.log(path["peak"]).tolist(),
-                strict=True,
-            )
+    def hypothesis(
+        self, path: np.ndarray, ended: int, score: float, acoustic: float, given: Sequence[float]
+    ) -> Hypothesis:
+        """A prefix as the user sees it; `given`: what language model, word bonus and hot words gave it."""
+        prefixes.in_order(path)
+        tokens = path["token"].tolist()
+        return Hypothesis(
+            text=self.text(path, ended),
+            score=float(score),
+            acoustic=float(acoustic),
+            lm=given[0],
+            bonus=given[1],
+            hot=given[2],
+            tokens=tuple(tokens),
+            frames=tuple(zip(path["start"].tolist(), path["end"].tolist(), strict=True)),
+            words=self._spans(path, ended, tokens),
         )
-        if self._lexicon is None:
-            return ctc.word_spans(runs, self._texts)
-        spans, inside = [], []
-        for run, word in [*zip(runs, path["word"].tolist(), strict=True), (None, ended)]:
-            if run is not None and self.knobs.whole:
-                inside.append(run)
-            if word >= 0 and inside:
-                spans.append(ctc.word_span(self._names[word], inside))
-                inside = []
-            if run is not None and not self.knobs.whole and not self.tokens.edge[run[0]]:
-                inside.append(run)
-        return tuple(spans)
+
+    def _spans(self, path: np.ndarray, ended: int, tokens: list[int]) -> tuple[WordSpan, ...]:
+        """The words of a prefix with their frames and probabilities."""
+        places, probability = np.empty((len(path), 5), np.int64), np.empty(len(path))
+        many = prefixes.words(path, ended, self.tokens, self.knobs, places, probability)
+        spans = zip(places[:many].tolist(), probability[:many].tolist(), strict=True)
+        if self._lexicon is not None:
+            return tuple([WordSpan(self._names[word], a, b, p) for (_, _, a, b, word), p in spans])
+        texts = [self._texts[token] for token in tokens]
+        return tuple([WordSpan(join(texts[first:last]), a, b, p) for (first, last, a, b, _), p in spans])
 
     def parts(self, node: np.void) -> tuple[float, float, float]:
         """What language model, word bonus and hot words gave a prefix until now."""
