@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import asr
-from asr import audio, batches, ctc, examples, features, files, optim, text
+from asr import audio, batches, ctc, examples, features, files, optim, text, units
 from asr.augment import Augmentation
 from asr.batches import Batch
 from asr.card import check_card
@@ -75,7 +75,7 @@ class Run:
         )
         if not any(example.text for example in dev):
             raise InputError(f"{config.data.dev}: no words in its texts; the dev set has to tell good from bad models")
-        self.tokenizer = text.units[config.text.units].from_texts(example.text for example in train)
+        self.tokenizer = units.build(config.text.units, [example.text for example in train], config.text.pieces)
         self.front_end = features.build(**_settings(config.features))
         shape = dict(features=self.front_end.size, tokens=len(self.tokenizer.tokens), **_settings(config.model))
         self.model = AcousticModel(**shape).to(self.device)

@@ -12,7 +12,8 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from asr.text import normalizers, units
+from asr import units
+from asr.text import normalizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Text:
     """From the manifest's text to the labels (`asr.text`)."""
 
     normalizer: Annotated[str, one_of(*normalizers)]
-    units: Annotated[str, one_of(*units)]
+    units: Annotated[str, one_of(*units.NAMES)]
+    pieces: Annotated[int | None, Between(2, 50_000)]
 
 
 @dataclasses.dataclass(frozen=True)

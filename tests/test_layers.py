@@ -26,6 +26,7 @@ ORDER = [
     "viterbi",
     "ctc",
     "decode",
+    "units",
     "alignment",
     "pairs",
     "score",
