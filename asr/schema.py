@@ -169,6 +169,7 @@ class Config:
     """Everything that says what a training run does."""
 
     seed: Annotated[int, Between(0, 2**31 - 1)]
+    init_from: str | None
     name: Annotated[str | None, FolderName]
     out: str
     device: Annotated[str, Device]

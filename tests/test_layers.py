@@ -34,6 +34,7 @@ ORDER = [
     "tensorfile",
     "card",
     "checkpoint",
+    "warm_start",
     "examples",
     "transcript",
     "schema",
