@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+from asr.calibration import is_calibration
 from asr.errors import InputError
 from asr.tensorfile import refusal, short
 from asr.text import BLANK, normalizers, tokenizer
@@ -71,7 +72,7 @@ _MODEL: dict[str, Callable[[Any], bool]] = {
     "layer_norm": _one_of(False, True),
     "context": _whole(0, 100_000),
 }
-_DECODER: dict[str, Callable[[Any], bool]] = {"kind": _one_of("greedy")}
+_DECODER: dict[str, Callable[[Any], bool]] = {"kind": _one_of("greedy"), "calibration": is_calibration}
 
 
 def check_card(card: Any, path: str | os.PathLike[str]) -> None:
@@ -82,7 +83,7 @@ def check_card(card: Any, path: str | os.PathLike[str]) -> None:
     ``normalizer``  a name in `asr.text.normalizers`
     ``tokens``      list of texts, the blank first, each once
     ``model``       the arguments of `asr.model.AcousticModel`; `channels` and `context` may be absent
-    ``decoder``     `kind`: greedy
+    ``decoder``     `kind`: greedy; `calibration` of its words (`asr.calibration`), absent where there is none
     ``training``    facts for people (recipe, overrides, commit, hashes, dev WER); any JSON, never acted upon
     ==============  ====================================================================================
 

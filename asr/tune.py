@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asr import ctc, files, manifest
+from asr import calibration, confidence, ctc, files, manifest
+from asr.calibration import Calibration
+from asr.ctc import Hypothesis
 from asr.decode import settings
 from asr.decode.beam import BeamSearch
 from asr.errors import InputError
@@ -39,17 +41,19 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """All trials, the best of them, and how the best compares with greedy decoding of the same emissions."""
+    """All trials, the best, how it compares with greedy decoding of the same emissions, its words' calibration."""
 
     trials: list[Trial]
     best: Trial
     gain: Comparison
+    curve: Calibration
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON."""
         return {
             "best": dataclasses.asdict(self.best),
             "greedy_and_best": self.gain.to_json(),
+            "calibration": self.curve.to_json(),
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
         }
 
@@ -120,8 +124,8 @@ def tune(
     def attempt(weight: float, bonus: float, beam: int) -> Trial:
         key = (weight, bonus, beam)
         if key not in tried:
-            heard = _decode(search.with_settings(lm_weight=weight, word_bonus=bonus, beam=beam), spoken)
-            tried[key] = Trial(*key, *_rates(spoken, heard))
+            found = _decode(search.with_settings(lm_weight=weight, word_bonus=bonus, beam=beam), spoken)
+            tried[key] = Trial(*key, *_rates(spoken, [one.text for one in found]))
             advance()
         return tried[key]
 
@@ -135,8 +139,10 @@ def tune(
     best = min((trial for trial in smaller if trial.wer <= best.wer), key=lambda trial: trial.beam)
     chosen = search.with_settings(lm_weight=best.lm_weight, word_bonus=best.word_bonus, beam=best.beam)
     greedy = [ctc.greedy(row[None], torch.tensor([len(row)]), spoken.tokens)[0].text for row in spoken.emissions]
-    gain = compare(spoken.references, greedy, _decode(chosen, spoken), normalizer=spoken.normalizer)
-    return Tuning(list(tried.values()), best, gain)
+    found = _decode(chosen, spoken)
+    gain = compare(spoken.references, greedy, [one.text for one in found], normalizer=spoken.normalizer)
+    judged = confidence.judge(spoken.references, [confidence.sureness(one) for one in found], spoken.normalizer)
+    return Tuning(list(tried.values()), best, gain, calibration.fit(judged.probability, judged.right))
 
 
 def check(
@@ -165,9 +171,9 @@ def trials(lm_weights: Sequence[float], word_bonuses: Sequence[float], beams: Se
     return len(lm_weights) * len(word_bonuses) + 8 + len(beams)
 
 
-def _decode(search: BeamSearch, spoken: Spoken) -> list[str]:
+def _decode(search: BeamSearch, spoken: Spoken) -> list[Hypothesis]:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return [found[0].text for found in pool.map(search.decode, spoken.emissions)]
+        return [found[0] for found in pool.map(search.decode, spoken.emissions)]
 
 
 def _rates(spoken: Spoken, heard: list[str]) -> tuple[float, float]:

@@ -46,7 +46,8 @@ def _tune(args: argparse.Namespace) -> int:
     with screen.counting("tuning", tune.trials(**grid)) as counter:
         tuning = tune.tune(spoken, options, **grid, advance=counter.advance)
     best = tuning.best
-    chosen = {"beam": best.beam, "lm_weight": best.lm_weight, "word_bonus": best.word_bonus}
+    chosen: dict[str, Any] = {"beam": best.beam, "lm_weight": best.lm_weight, "word_bonus": best.word_bonus}
+    chosen["calibration"] = tuning.curve.to_json() | {"model": model.identity["sha256"]}
     settings.write(args.output, options | chosen)
     tune.draw(tuning, args.output.with_suffix(".png"))
     if args.json:
