@@ -50,6 +50,7 @@ ORDER = [
     "tune",
     "aligner",
     "bulk",
+    "sizes",
     "corpora",
     "console",
     "cli",
