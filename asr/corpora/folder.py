@@ -73,6 +73,7 @@ def prepare(out: Path, source: Path | None, fetch: bool, say: Say) -> dict[str, 
         raise InputError(
             f"{source}: {len(usable)} usable recordings, {MIN_RECORDINGS} or more are needed (in train and dev){shown}"
         )
+    left_out = [(" ".join(name.split()), " ".join(why.split())) for name, why in left_out]
     files.write_text(folder / "left_out.tsv", "".join(f"{name}\t{why}\n" for name, why in left_out))
     _say_left_out(left_out, folder, say)
     facts: dict[str, Any] = {
