@@ -55,7 +55,8 @@ def choose(train_path: str, dev_path: str) -> tuple[dict[str, str], str]:
     hours = sum(seconds) / 3600
     size = next(size for size in TABLE if hours <= size.hours)
     texts = [line.text or "" for line in train]
-    normalizer = "none" if all(_basic(one) == _plain(one) for one in texts) else "basic"
+    all_texts = [*texts, *(line.text or "" for line in dev)]
+    normalizer = "none" if all(_basic(one) == _plain(one) for one in all_texts) else "basic"
     clean = text.normalizer(normalizer)
     units = _units([clean(one) for one in texts], [clean(line.text or "") for line in dev])
     looked = train[:: max(1, len(train) // _LOOKED_AT)][:_LOOKED_AT]

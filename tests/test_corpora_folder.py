@@ -56,7 +56,7 @@ def test_text_files_beside_audio_and_folders_as_speakers(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "rows", "how"),
     [
-        ("list.csv", 'path,text,speaker\n{0},"one, two",a{1}\n', "audio in 'path', text in 'text', speaker in 'speaker'"),
+        ("list.csv", 'path,text,speaker\n{0},"one, two",a{1}\n', "audio in 'path', text in 'text', speaker in 'spea"),
         ("list.csv", "{0};one, two\n", "audio in column 1, text in column 2"),
         ("list.csv", "one, two|{0}\n", "audio in column 2, text in column 1"),
         ("list.tsv", 'nr\twhat was said\twhere\n{1}\tone, two\t{0}\n', "audio in 'where', text in 'what was said'"),
@@ -213,6 +213,8 @@ def test_sizes_grow_with_the_speech_and_words_are_tokens_where_they_are_few(tmp_
     assert (chosen["text.units"], chosen["augment"], chosen["features.rate"]) == ("words", "speed", "8000")
     chosen, _ = sizes.choose(*manifests(tmp_path / "v", ["Yes", "No"] * 20, ["never"], 1.0))
     assert chosen["text.units"] == "characters"  # dev has a word that training has not
+    chosen, _ = sizes.choose(*manifests(tmp_path / "c", ["so it is"] * 20, ["It is"], 1.0))
+    assert chosen["text.normalizer"] == "basic"  # the capital is in dev alone
     chosen, _ = sizes.choose(*manifests(tmp_path / "f", ["a good deal of talk"] * 20, ["a good"], 0.62))
     assert chosen["model.convolutions"] == "[1,2]"  # 20 characters and a repeat in 62 frames
     with pytest.raises(InputError, match=r"train.jsonl: no utterance in it"):
