@@ -138,6 +138,8 @@ TOGETHER = [
         ["features=mfcc", "features.coefficients=41"],
         "features.coefficients is above features.mels (40); lower it",
     ),
+    (["text.units=bpe"], "text.pieces is null, but text.units=bpe needs it; set a number, such as 256"),
+    (["text.pieces=99"], "text.pieces has no effect with text.units=words; set it to null"),
     (["features.high=4001"], "features.high=4001 is above half the rate (4000 Hz); lower it or set null"),
     (["features.low=4000"], "features.low=4000 is not below the upper edge, 4000 Hz"),
     (["features.low=900", "features.high=900"], "features.low=900 is not below the upper edge, 900 Hz"),
