@@ -170,8 +170,10 @@ def resume(run: Run, folder: RunFolder) -> Position:
     tensors, values = state
     run.begun = values.get("begun")
     if values["data"] != run.data:
+        changed = ", ".join(path for path in run.data if values["data"].get(path) != run.data[path])
         raise InputError(
-            f"{folder.path}: the manifests changed since this run began; choose another name (name=...)",
+            f"{folder.path}: the manifests changed since this run began ({changed}); put them back to go on, or choose "
+            "another name (name=...)",
             status=2,
         )
     for prefix, model in (("model.", run.model), ("averaged.", run.averaged)):

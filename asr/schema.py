@@ -68,6 +68,8 @@ class Data:
     """Manifests, and how utterances become batches."""
 
     corpus: Annotated[str | None, CorpusName]
+    dir: str | None
+    sizes: Annotated[str, one_of("given", "auto")]
     train: str
     dev: str
     test: str | None

@@ -164,6 +164,8 @@ def _faults(config: Config) -> Iterator[str]:
         if bool(getattr(augment, one)) != bool(getattr(augment, other)):
             zero, void = (one, other) if not getattr(augment, one) else (other, one)
             yield f"augment.{void} has no effect while augment.{zero} is 0; set both or neither"
+    if config.data.dir is not None and config.data.corpus is None:
+        yield "data.dir has no effect without data.corpus; set it too, such as data.corpus=folder"
     if config.data.cache is not None and not config.data.cache_gigabytes:
         yield "data.cache has no effect while data.cache_gigabytes is 0; set a size, or data.cache=null"
 

@@ -54,6 +54,7 @@ ORDER = [
     "tune",
     "aligner",
     "bulk",
+    "sizes",
     "corpora",
     "console",
     "cli",

@@ -62,7 +62,7 @@ WRONG = [
     ("model=large", "no model 'large'; there are blstm, tiny"),
     ("model=../model/tiny", "no model '../model/tiny'"),
     ("model=null", "no model 'null'"),
-    ("data=fsdd", "data has no variants; set its keys one by one: data.corpus, data.train"),
+    ("data=fsdd", "data has no variants; set its keys one by one: data.corpus, data.dir"),
     ("+seed=1", "override '+seed=1': no key can be added; to change one, leave out the +"),
     ("++seed=1", "override '++seed=1': no key can be added"),
     ("~optim", "override '~optim': no key can be removed; set it to another value"),
