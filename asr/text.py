@@ -12,6 +12,7 @@ from asr.errors import InputError
 
 BLANK = "<blank>"
 BOUNDARY = "|"
+LM_UNITS = ("word", "character")  # what the words of a language model may be
 _SHOWN = 10  # unknown characters or words named in an error
 _LONGEST_WORD = 99  # with the boundary in front the longest token that a model file holds
 
@@ -145,6 +146,11 @@ def tokenizer(tokens: Sequence[str]) -> Tokenizer:
     """The tokenizer that has these tokens. Raises InputError where there is none."""
     whole = len(tokens) > 1 and all(token[:1] == BOUNDARY != token for token in tokens[1:])
     return WordTokenizer(tokens) if whole else CharTokenizer(tokens)
+
+
+def split(line: str, unit: str) -> list[str]:
+    """What a language model of that unit sees in a normalised line: its words, or its characters and boundaries."""
+    return list(line.replace(" ", BOUNDARY)) if unit == "character" else line.split()
 
 
 def _unknown(kind: str, items: list[str]) -> str:

@@ -55,7 +55,7 @@ def _train(args: argparse.Namespace) -> int:
     from asr.console import Screen
     from asr.run_folder import is_finished, run_path
 
-    screen, stop = Screen(args.quiet), _Signals()
+    screen, stop = Screen(args.quiet), Signals()
     name = config.name_of(recipe[0])
     for settings in configs:
         if args.multirun and is_finished(run_path(settings, name)):
@@ -65,7 +65,7 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "_Signals") -> int:
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "Signals") -> int:
     """Prepare the corpus where its manifests are missing, then train one run."""
     from asr import corpora, train
 
@@ -86,7 +86,7 @@ def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any
     return 0
 
 
-class _Signals:
+class Signals:
     """Notes the first SIGINT or SIGTERM, so that training can save and stop; a second SIGINT ends at once."""
 
     def __init__(self) -> None:
