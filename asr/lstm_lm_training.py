@@ -261,10 +261,15 @@ def train(
     """Train a network on text and write it as safetensors; an unfinished training of that name goes on.
 
     Args:
-        paths, unit, normalizer, vocabulary, min_count, counting: as in `asr.lm.train`; other words are ``<unk>``.
+        paths: as in `asr.lm.sentences`.
         out: file to write, ``.safetensors``. It is there from the first quarter of an epoch on.
         settings: of the network and the training.
+        unit: as in `asr.lm.sentences`.
+        normalizer: as in `asr.lm.sentences`.
+        vocabulary: keep this many words, the most frequent; the others are ``<unk>``.
+        min_count: keep words that occur so often.
         dev: text that says which state of the training is kept; without one the last.
+        counting: as in `asr.lm.sentences`.
         say: takes a line for people after each quarter of an epoch.
         stop: asked after every batch; an exit status makes the training save its state and end with it.
 

@@ -181,7 +181,7 @@ def tune(
     tuning = Tuning(list(tried.values()), best, gain)
     if "rescore" not in options:
         return tuning
-    decoder = settings.build(spoken.tokens, options | tuning.chosen())
+    decoder = settings.build(spoken.tokens, dict(options) | tuning.chosen())
     assert isinstance(decoder, Rescorer)
     return dataclasses.replace(tuning, rescoring=_rescore(decoder, spoken, rescore_weights, advance))
 
@@ -225,7 +225,7 @@ def check(
         raise InputError(f"{unused[0]} has no effect without rescore, an LSTM language model", status=2)
     if "rescore" in options:
         for weight in (min(rescore_weights), max(rescore_weights)):
-            settings.build(tokens, options | {"rescore_weight": weight, "lm_weight": max(lm_weights)})
+            settings.build(tokens, dict(options) | {"rescore_weight": weight, "lm_weight": max(lm_weights)})
     for name, values in (("lm_weight", lm_weights), ("word_bonus", word_bonuses), ("beam", beams)):
         for value in values:
             search.with_settings(**{name: value})

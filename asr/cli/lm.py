@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from asr.cli.training import Signals
 from asr.errors import InputError
@@ -127,13 +128,14 @@ def _perplexity(args: argparse.Namespace) -> int:
             flag = "--unit" if args.unit is not None else "--normalizer"
             raise InputError(f"{flag} has no effect: {args.lm} says itself how its texts are read", status=2)
         network = LanguageModel.load(args.lm)
-        unit, known = network.unit, {"sha256": network.sha256}
+        unit = network.unit
+        known: dict[str, Any] = {"sha256": network.sha256}
         found = network.perplexity(lm.sentences(args.text, unit, network.normalizer, counting))
     else:
         from asr.decode.ngram import NGram
 
         ngram = NGram.load(args.lm)
-        unit, known = args.unit or "word", {"sha256": ngram.sha256, "order": ngram.order}
+        unit, known = args.unit or "word", {"sha256": ngram.sha256} | {"order": ngram.order}
         found = ngram.perplexity(lm.sentences(args.text, unit, args.normalizer or "none", counting))
     if args.json:
         print(json.dumps({"lm": {"name": args.lm} | known} | found.to_json()))

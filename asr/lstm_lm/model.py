@@ -10,6 +10,7 @@ anything is built.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,14 @@ class LanguageModel:
         network = Network(**card["network"])
         network.load_state_dict(weights)
         return cls(network, words, card["unit"], card["normalizer"], card["unseen"], files.sha256(path))
+
+    @staticmethod
+    def card(path: str | os.PathLike[str]) -> dict[str, Any]:
+        """What a file tells of itself: unit, normaliser, network, facts on its training. Raises as `load`."""
+        with tensorfile.opened(path) as (_, header):
+            card = checkpoint.read_object(header, "asr-lm", "card", path)
+            _check_card(card, path)
+        return card
 
     def save(self, path: str | os.PathLike[str], training: dict[str, Any]) -> None:
         """Write the model to a file, atomically, with facts on its training; the same model gives the same bytes.
@@ -221,7 +230,7 @@ def _vocabulary(content: Tensor, count: int, path: str | os.PathLike[str]) -> li
 
 def named(path: str | os.PathLike[str]) -> LanguageModel:
     """The model of a file that a flag names. Raises InputError (status 2), which tells how ARPA files are used."""
-    if os.path.isfile(path) and not files.is_safetensors(path):
+    if Path(path).is_file() and not files.is_safetensors(path):
         raise InputError(
             f"{path}: no LSTM language model (`asr lm train --lstm` makes one); an ARPA file goes to --lm", status=2
         )
