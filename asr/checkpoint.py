@@ -5,6 +5,7 @@ file                   ``format``   JSON under    holds
 =====================  ===========  ============  ======================================================
 ``model.safetensors``  asr          ``card``      weights, and all that transcription needs to know
 ``state-N``            asr-state    ``values``    weights, optimiser, random states; step, epoch, ...
+a language model       asr-lm       ``card``      weights and vocabulary of an LSTM (`asr.lstm_lm.model`)
 =====================  ===========  ============  ======================================================
 
 These keys and ``format_version`` stand in the file's metadata. A model comes from strangers: its card is

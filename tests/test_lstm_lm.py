@@ -307,5 +307,5 @@ def test_a_step_that_is_not_finite_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(
         lstm_lm_training.Network, "log_probs", lambda self, *_: [(self.output.bias.sum() * math.nan, 0)]
     )
-    with pytest.raises(AsrError, match="step 1: loss or gradient not finite; .* lower --lr"):
+    with pytest.raises(AsrError, match=r"step 1: loss or gradient not finite; .* lower --lr"):
         train([write(tmp_path, FAR)], tmp_path / "m.safetensors", SMALL)

@@ -149,8 +149,22 @@ def test_tune_finds_a_share_and_writes_it(folder, capsys):
     assert found["best"]["wer"] == min(share["wer"] for share in found["shares"])
     assert found["search_and_best"]["a"]["rate"] == found["shares"][0]["wer"]
     written = json.loads(Path("decoder.json").read_text())
-    assert written["rescore_weight"] == found["best"]["rescore_weight"]
-    assert written["rescore"]["path"] == "lstm.safetensors"
+    if found["best"]["rescore_weight"]:
+        assert written["rescore_weight"] == found["best"]["rescore_weight"]
+        assert written["rescore"]["path"] == "lstm.safetensors"
+    else:
+        assert not [key for key in written if key.startswith("rescore")]
     assert evaluate(capsys, "--decoder", "decoder.json")["wer"]["rate"] == found["best"]["wer"]
     assert len(manifest.read("dev.jsonl")) == len(FSDD)
     assert "--rescore-weights has no effect" in refused(capsys, *command)
+
+
+@pytest.mark.parametrize(("shares", "kept"), [(["1"], True), (["0"], False)])
+def test_a_network_that_does_not_help_is_left_out_of_decoder_json(folder, capsys, shares, kept):
+    network().save("lstm.safetensors", {})
+    grid = ["--lm-weights", "0.5", "--word-bonuses", "0", "--beams", "16", "--rescore-weights", *shares]
+    command = ["tune", "-q", "-m", MODEL, "--manifest", "dev.jsonl", "--lm", "words.arpa", *grid]
+    assert main([*map(str, command), "--rescore", "lstm.safetensors", "--rescore-nbest", "9"]) == 0
+    assert ("leaves it out" in capsys.readouterr().out) is not kept
+    written = json.loads(Path("decoder.json").read_text())
+    assert ("rescore" in written, "rescore_nbest" in written) == (kept, kept)

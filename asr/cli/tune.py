@@ -53,7 +53,11 @@ def _tune(args: argparse.Namespace) -> int:
     with screen.counting("tuning", tune.trials(**grid)) as counter:
         tuning = tune.tune(spoken, options, **grid, advance=counter.advance)
     best = tuning.best
-    settings.write(args.output, options | tuning.chosen())
+    chosen = options | tuning.chosen()
+    helps = tuning.rescoring and tuning.rescoring.best.rescore_weight > 0
+    if not helps:
+        chosen = {key: value for key, value in chosen.items() if not key.startswith("rescore")}
+    settings.write(args.output, chosen)
     tune.draw(tuning, args.output.with_suffix(".png"))
     if args.json:
         print(json.dumps(tuning.to_json()))
@@ -68,5 +72,7 @@ def _tune(args: argparse.Namespace) -> int:
         for share in tuning.rescoring.shares:
             print(f"{share.rescore_weight:9g}  {100 * share.wer:6.2f}  {100 * share.cer:6.2f}")
         print(f"the search alone (a) and rescored with the best share (b):\n{tuning.rescoring.gain}")
+        if not helps:
+            print(f"the LSTM makes no fewer errors: {args.output} leaves it out")
     print(f"{args.output}: --lm-weight {best.lm_weight:g} --word-bonus {best.word_bonus:g} --beam {best.beam}")
     return 0

@@ -11,7 +11,8 @@ r"""What a language model of the training texts gives a trained model: tuned on 
 Trains a 3-gram on the training texts, finds weight, bonus and beam on dev, and compares greedy decoding with the tuned
 search on the test set: a paired bootstrap over utterances, and for both how far the words' probabilities are from the
 share of words that are right (expected calibration error, ten bins). With --rescore an LSTM language model rescores the
-hypotheses of the tuned search, its share found on dev as well, and the two are compared.
+hypotheses of the tuned search, its share found on dev as well, and the two are compared; the default share, which
+nobody chose by these sets, is measured beside it.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from asr import ctc, lm, tune
 from asr.alignment import align
 from asr.ctc import Hypothesis
 from asr.decode import settings
+from asr.decode.rescore import WEIGHT
 from asr.score import compare
 
 
@@ -55,7 +57,10 @@ def main() -> None:
         files = {"lm": arpa} | ({"rescore": options.rescore} if options.rescore else {})
         tuning = tune.tune(tune.listen(model, options.corpus / "dev.jsonl"), files)
         search = settings.search(model.tokens, files | tuning.chosen())
-        rescorer = settings.build(model.tokens, files | tuning.chosen()) if options.rescore else None
+        rescorers = {}
+        for name, share in (("rescored", tuning.chosen()), ("default_share", {"rescore_weight": WEIGHT})):
+            if options.rescore:
+                rescorers[name] = settings.build(model.tokens, files | tuning.chosen() | share)
         record: dict[str, Any] = {
             "command": "python " + shlex.join(sys.argv),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -64,16 +69,16 @@ def main() -> None:
             "lm": {"order": options.order, "sentences": made.sentences, "words": made.tokens, "ngrams": made.ngrams},
             "dev": tuning.to_json(),
         }
-        if rescorer:
-            record["rescoring"] = {key: value for key, value in rescorer.settings.items() if key.startswith("rescore")}
+        for name, rescorer in rescorers.items():
+            record[name] = {key: value for key, value in rescorer.settings.items() if key.startswith("rescore")}
         for split in ("dev", "test"):
-            record |= {f"{split}_result": measure(model, options.corpus / f"{split}.jsonl", search, rescorer)}
+            record |= {f"{split}_result": measure(model, options.corpus / f"{split}.jsonl", search, rescorers)}
     print(f"dev, on which it was tuned:\n{tuning.gain}\ntest: {json.dumps(record['test_result'], indent=1)}")
     options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(model: Any, path: Path, search: Any, rescorer: Any) -> dict[str, Any]:
-    """Both decoders, and the search rescored where `rescorer` is not None, on the same emissions of a manifest."""
+def measure(model: Any, path: Path, search: Any, rescorers: dict[str, Any]) -> dict[str, Any]:
+    """Both decoders, and the search as each of `rescorers` rescores it, on the same emissions of a manifest."""
     spoken = tune.listen(model, path)
     greedy, beam = [], []
     for row in spoken.emissions:
@@ -81,10 +86,9 @@ def measure(model: Any, path: Path, search: Any, rescorer: Any) -> dict[str, Any
         beam.append(search.decode(row)[0])
     first, second = ([one.text for one in found] for found in (greedy, beam))
     found: dict[str, Any] = {}
-    if rescorer:
+    for name, rescorer in rescorers.items():
         rescored = [rescorer.decode(row)[0].text for row in spoken.emissions]
-        for name, before in (("greedy_and_rescored", first), ("beam_and_rescored", second)):
-            found[name] = compare(spoken.references, before, rescored, normalizer=spoken.normalizer).to_json()
+        found[f"beam_and_{name}"] = compare(spoken.references, second, rescored, normalizer=spoken.normalizer).to_json()
     return found | {
         "greedy_and_beam": compare(spoken.references, first, second, normalizer=spoken.normalizer).to_json(),
         "calibration_error": {
