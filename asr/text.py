@@ -15,6 +15,7 @@ from asr.errors import InputError
 
 BLANK = "<blank>"
 BOUNDARY = "|"
+LM_UNITS = ("word", "character")  # what the words of a language model may be
 _SHOWN = 10  # unknown characters or words named in an error
 _LONGEST_WORD = 99  # with the boundary in front the longest token that a model file holds
 
@@ -212,6 +213,11 @@ def tokenizer(tokens: Sequence[str]) -> Tokenizer:
 
 def _named(character: str) -> str:
     return f"{character!r} (U+{ord(character):04X})"
+
+
+def split(line: str, unit: str) -> list[str]:
+    """What a language model of that unit sees in a normalised line: its words, or its characters and boundaries."""
+    return list(line.replace(" ", BOUNDARY)) if unit == "character" else line.split()
 
 
 def _unknown(kind: str, items: list[str]) -> str:

@@ -55,7 +55,7 @@ def _train(args: argparse.Namespace) -> int:
     from asr.console import Screen
     from asr.run_folder import is_finished, run_path
 
-    screen, stop = Screen(args.quiet), _Signals()
+    screen, stop = Screen(args.quiet), Signals()
     name = config.name_of(recipe[0])
     for settings, job in zip(configs, jobs, strict=True):
         if args.multirun and is_finished(run_path(settings, name)):
@@ -95,7 +95,7 @@ def _corpora_folder(data: Any) -> Path:
     return Path(data.train).parent.parent
 
 
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "_Signals") -> int:
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "Signals") -> int:
     """Train one run, or learn one batch by heart."""
     from asr import train
 
@@ -113,7 +113,7 @@ def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any
     return 0
 
 
-class _Signals:
+class Signals:
     """Notes the first SIGINT or SIGTERM, so that training can save and stop; a second SIGINT ends at once."""
 
     def __init__(self) -> None:
