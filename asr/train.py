@@ -207,7 +207,7 @@ def _end_epoch(
     if is_best:
         position.best_epoch, position.best_errors, position.best_loss = position.epoch, dev.errors, loss
         known = facts(run, recipe) | {"epoch": position.epoch, "dev": dev.to_json() | {"loss": loss}}
-        decoder = run.card["decoder"] | {"calibration": curve.to_json()}
+        decoder = dataclasses.asdict(run.config.decoder) | {"calibration": curve.to_json()}
         card = run.card | {"decoder": decoder, "training": known}
         checkpoint.save_model(folder.model, run.averaged.state_dict(), card)
     metrics = {
