@@ -57,7 +57,7 @@ def test_no_words_change_nothing_and_few_change_little():
     assert fit([], []) == Calibration(1.0, 0.0, 0)
     at = np.linspace(0.01, 0.99, 99)
     assert Calibration()(at) == pytest.approx(at, abs=1e-12)
-    assert np.abs(fit([0.9], [True])(at) - at).max() < 0.02
+    assert np.abs(fit([0.9], [True])(at) - at).max() < 0.05  # a word against ten
     assert np.abs(fit([0.9], [False])(at) - at).max() < 0.15
 
 
@@ -136,12 +136,12 @@ WRONG = [
 def test_a_hostile_calibration_is_one_line_in_a_card_and_in_a_decoder_file(value, tmp_path):
     good = asr.load(write(tmp_path / "m.safetensors"), "cpu").card
     hostile = good | {"decoder": {"kind": "greedy", "calibration": value}}
-    with pytest.raises(InputError, match="calibration|no number of JSON") as refused:
+    with pytest.raises(InputError, match=r"calibration|no number of JSON") as refused:
         card.check_card(hostile, "m")
     assert "\n" not in str(refused.value)
     own = value | {"model": "0"} if isinstance(value, dict) else value
     (tmp_path / "decoder.json").write_text(json.dumps({"kind": "beam", "calibration": own}))
-    with pytest.raises(InputError, match="calibration is .* which is of the wrong kind"):
+    with pytest.raises(InputError, match=r"calibration is .* which is of the wrong kind"):
         settings.read(tmp_path / "decoder.json")
 
 
@@ -155,11 +155,16 @@ def test_a_transcript_has_the_calibrated_probability_and_says_so(tmp_path):
     card.check_card(recognizer.card, "m")
     found = recognizer.transcribe(wave, 8000)
     assert found.decoder["calibration"] == curve.to_json()
-    assert [word.probability for word in found.words] == [curve(word.probability) for word in plain.words]
+    assert [word.probability for word in found.words] == pytest.approx(
+        [curve(word.probability) for word in plain.words],
+        abs=2e-4,  # a transcript rounds to four places
+    )
     search = {
         model: settings.build(recognizer.tokens, {"calibration": curve.to_json() | {"model": model}})
         for model in (recognizer.identity["sha256"], "another")
     }
     mine, other = (recognizer.transcribe(wave, 8000, decoder=one) for one in search.values())
     assert "calibration" in mine.decoder and "calibration" not in other.decoder
-    assert [word.probability for word in mine.words] == [curve(word.probability) for word in other.words]
+    assert [word.probability for word in mine.words] == pytest.approx(
+        [curve(word.probability) for word in other.words], abs=2e-4
+    )
