@@ -13,6 +13,7 @@ FILES = sorted((ROOT / "asr").rglob("*.py"))
 # A file imports only from those before its own place; the files of a folder (lstm, corpora) share a place.
 ORDER = [
     "errors",
+    "distributed",
     "files",
     "compiled",
     "audio",
@@ -44,6 +45,8 @@ ORDER = [
     "run_folder",
     "run",
     "progress",
+    "probe",
+    "replay",
     "train",
     "recognizer",
     "evaluate",

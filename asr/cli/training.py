@@ -20,7 +20,11 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     train = verb("train", _train, "Train a recogniser by a recipe.", add_help=False)
     train.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, then settings to change")
     train.add_argument("-h", "--help", action="store_true", help="this help, the recipes and all settings")
-    train.add_argument("--multirun", action="store_true", help="comma lists become one run each, in turn")
+    train.add_argument("--multirun", action="store_true", help="comma lists become one run each; a table at the end")
+    train.add_argument("--jobs", type=int, default=1, metavar="N", help="with --multirun: runs at a time (1)")
+    train.add_argument(
+        "--slurm-script", action="store_true", help="with --multirun: print an sbatch array script that does the runs"
+    )
     train.add_argument("--dry-run", action="store_true", help="print the settings (a recipe) and stop")
     train.add_argument("--overfit-one-batch", action="store_true", help="can the model learn one batch by heart?")
 
@@ -52,38 +56,56 @@ def _train(args: argparse.Namespace) -> int:
         for settings in configs:
             print(config.to_yaml(settings), end="")
         return 0
-    from asr.console import Screen
-    from asr.run_folder import is_finished, run_path
+    if args.multirun:
+        return multirun.run(recipe[0], jobs, configs, args)
+    from asr import distributed
 
-    screen, stop = Screen(args.quiet), _Signals()
-    name = config.name_of(recipe[0])
-    for settings in configs:
-        if args.multirun and is_finished(run_path(settings, name)):
-            screen.say(f"{run_path(settings, name)}: finished already")
-        elif status := _train_one(args, settings, name, screen, stop):
-            return status
-    return 0
+    try:
+        with distributed.joined() as team:
+            return _train_one(args, configs[0], config.name_of(recipe[0]), team)
+    except distributed.ToldElsewhere as error:
+        return error.status
 
 
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "_Signals") -> int:
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, team: Any) -> int:
     """Prepare the corpus where its manifests are missing, then train one run."""
-    from asr import corpora, train
+    from asr import train
+    from asr.console import Screen
 
-    manifest = Path(settings.data.train)
-    if settings.data.corpus and not manifest.exists():
-        corpora.prepare(settings.data.corpus, manifest.parent.parent, say=screen.say)
+    screen, stop = Screen(args.quiet or not team.is_first), _Signals()
+    with team.together():
+        if team.size > 1 and args.overfit_one_batch:
+            raise InputError("--overfit-one-batch is for one process; start it without torchrun", status=2)
+        if team.size == 1:
+            prepare_missing(settings, screen)
+        elif settings.data.corpus and not Path(settings.data.train).exists():
+            raise InputError(
+                f"{settings.data.train} is missing: run `asr prepare {settings.data.corpus}` before the processes start",
+                status=2,
+            )
     if args.overfit_one_batch:
         learnt = train.overfit_one_batch(settings, 500, screen.say)
         print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
         return 0 if learnt else 1
     with screen.training() as bar:
-        result = train.train(settings, recipe, say=screen.say, show=bar.show, stop=stop.status)
+        result = train.train(settings, recipe, say=screen.say, show=bar.show, stop=stop.status, team=team)
+    if not team.is_first:
+        return 0
     bounds = result.dev["interval"] or (float("nan"), float("nan"))
     low, high = (float("inf") if bound is None else 100 * bound for bound in bounds)
     print(f"dev WER {100 * result.dev['rate']:.2f} % [{low:.2f}, {high:.2f}] of {result.dev['count']} words")
     print(f"best model: {result.model} (epoch {result.best_epoch + 1} of {result.epochs})")
     print(f"curves: {result.folder / 'curves.png'}")
     return 0
+
+
+def prepare_missing(settings: Any, screen: Any) -> None:
+    """Prepare the corpus of a recipe where its manifests are missing."""
+    from asr import corpora
+
+    manifest = Path(settings.data.train)
+    if settings.data.corpus and not manifest.exists():
+        corpora.prepare(settings.data.corpus, manifest.parent.parent, say=screen.say)
 
 
 class _Signals:
