@@ -1,5 +1,6 @@
 """Several processes of one test, forked and joined in a team over loopback."""
 
+import itertools
 import json
 import os
 import signal
@@ -10,8 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asr.distributed import Team
+import torch
+import torch._dynamo  # what DistributedDataParallel imports: once here, and not in every fork
+from torch import distributed
+
+from asr.distributed import Team, joined
 from asr.errors import AsrError
+
+_MEETINGS = itertools.count()
 
 
 def run_team(size: int, folder: Path, work: Callable[[Team], Any], timeout: float = 120) -> list[Any]:
@@ -21,7 +28,8 @@ def run_team(size: int, folder: Path, work: Callable[[Team], Any], timeout: floa
     anything else fails the test. Processes that are alive after `timeout` seconds are killed, and fail it as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    children = [_fork(rank, size, folder, work) for rank in range(size)]
+    meeting = folder / f"meeting-{next(_MEETINGS)}"  # a file that is left over would mislead the next ones
+    children = [_fork(rank, size, meeting, work) for rank in range(size)]
     deadline = time.monotonic() + timeout
     results: list[Any] = []
     try:
@@ -42,16 +50,16 @@ def run_team(size: int, folder: Path, work: Callable[[Team], Any], timeout: floa
     return results
 
 
-def _fork(rank: int, size: int, folder: Path, work: Callable[[Team], Any]) -> int:
+def _fork(rank: int, size: int, meeting: Path, work: Callable[[Team], Any]) -> int:
     child = os.fork()
     if child:
         return child
     try:
         try:
-            result = _join(rank, size, folder, work)
+            result = _join(rank, size, meeting, work)
         except AsrError as error:
             result = {"error": str(error), "status": error.status, "kind": type(error).__name__}
-        (folder / f"{rank}.json").write_text(json.dumps(result))
+        (meeting.parent / f"{rank}.json").write_text(json.dumps(result))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -60,18 +68,13 @@ def _fork(rank: int, size: int, folder: Path, work: Callable[[Team], Any]) -> in
         os._exit(0)
 
 
-def _join(rank: int, size: int, folder: Path, work: Callable[[Team], Any]) -> Any:
+def _join(rank: int, size: int, meeting: Path, work: Callable[[Team], Any]) -> Any:
     """Meet by a file, so that no port has to be free, and work."""
-    import torch
-    from torch import distributed
-
-    from asr.distributed import joined
-
     torch.manual_seed(0)
     names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
     os.environ |= {name: str(value) for name, value in names.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
     meet = distributed.init_process_group
-    place = f"file://{folder}/meeting-{os.getppid()}-{size}-{len(list(folder.glob('*.json')))}"
+    place = f"file://{meeting}"
     distributed.init_process_group = lambda backend, timeout: meet(  # type: ignore[assignment]
         "gloo", init_method=place, rank=rank, world_size=size, timeout=timeout
     )

@@ -21,7 +21,7 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, then settings to change")
     train.add_argument("-h", "--help", action="store_true", help="this help, the recipes and all settings")
     train.add_argument("--multirun", action="store_true", help="comma lists become one run each; a table at the end")
-    train.add_argument("--jobs", type=int, default=1, metavar="N", help="with --multirun: runs at a time (1)")
+    train.add_argument("--jobs", type=int, metavar="N", help="with --multirun: runs at a time (1)")
     train.add_argument(
         "--slurm-script", action="store_true", help="with --multirun: print an sbatch array script that does the runs"
     )
@@ -56,7 +56,11 @@ def _train(args: argparse.Namespace) -> int:
         for settings in configs:
             print(config.to_yaml(settings), end="")
         return 0
+    if (args.jobs is not None or args.slurm_script) and not args.multirun:
+        raise InputError("--jobs and --slurm-script are for --multirun; leave them out, or add it", status=2)
     if args.multirun:
+        from asr.cli import multirun
+
         return multirun.run(recipe[0], jobs, configs, args)
     from asr import distributed
 
@@ -80,7 +84,7 @@ def _train_one(args: argparse.Namespace, settings: Any, recipe: str, team: Any) 
             prepare_missing(settings, screen)
         elif settings.data.corpus and not Path(settings.data.train).exists():
             raise InputError(
-                f"{settings.data.train} is missing: run `asr prepare {settings.data.corpus}` before the processes start",
+                f"{settings.data.train} is missing; run `asr prepare {settings.data.corpus}` before torchrun",
                 status=2,
             )
     if args.overfit_one_batch:
