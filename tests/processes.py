@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
 import torch
-import torch._dynamo  # what DistributedDataParallel imports: once here, and not in every fork
+import torch._dynamo  # what DistributedDataParallel imports
 from torch import distributed
 
 from asr.distributed import Team, joined
