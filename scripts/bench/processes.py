@@ -2,7 +2,7 @@
 
     python scripts/bench/processes.py [--rounds 3] [--out docs/results/processes.json] [recipe=an4 key=value ...]
 
-Each process computes on one thread and keeps its `data.batch_seconds`: two take steps of twice the speech. A round is a
+As many cores as processes are used (the thread that makes the batches included), and each process keeps its `data.batch_seconds`: two take steps of twice the speech. A round is a
 run of one process and a run of two; the figures are those that a run writes to its metrics (training and waiting of an
 epoch, the dev set apart), of the second epoch (the first also reads the recordings). The ratio is a round's.
 """
@@ -59,7 +59,15 @@ def speech_a_second(processes: int, overrides: list[str]) -> float:
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         own = ["threads=1", "device=cpu", f"out={folder}", "name=bench", "training.epochs=2"]
         settings = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([*start, "-m", "asr.train", *overrides, *own], env=settings, check=True, capture_output=True)
+        cores = sorted(os.sched_getaffinity(0))[:processes]
+        done = subprocess.run(
+            ["taskset", "-c", ",".join(map(str, cores)), *start, "-m", "asr.train", *overrides, *own],
+            env=settings,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(f"{processes} processes: {done.stderr}")
         [path] = Path(folder).glob("*/bench/metrics.jsonl")
         epochs = [json.loads(line)["timing"] for line in path.read_text(encoding="utf-8").splitlines()][1:]
         speech = sum(epoch["speech_seconds"] for epoch in epochs)
