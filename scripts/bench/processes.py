@@ -2,9 +2,10 @@
 
     python scripts/bench/processes.py [--rounds 3] [--out docs/results/processes.json] [recipe=an4 key=value ...]
 
-As many cores as processes are used (the thread that makes the batches included), and each process keeps its `data.batch_seconds`: two take steps of twice the speech. A round is a
-run of one process and a run of two; the figures are those that a run writes to its metrics (training and waiting of an
-epoch, the dev set apart), of the second epoch (the first also reads the recordings). The ratio is a round's.
+As many cores as processes are used (the thread that makes the batches included), and each process keeps its
+`data.batch_seconds`: two take steps of twice the speech. A round is a run of one process and a run of two; the figures
+are those that a run writes to its metrics (training and waiting, the dev set apart) of the second epoch (the first also
+reads the recordings). The ratio is a round's. Other work on the machine falsifies it: see `load_before`.
 """
 
 import argparse
