@@ -6,6 +6,7 @@ file                   ``format``   JSON under    holds
 ``model.safetensors``  asr          ``card``      weights, and all that transcription needs to know
 ``state-N``            asr-state    ``values``    weights, optimiser, random states; step, epoch, ...
 a language model       asr-lm       ``card``      weights and vocabulary of an LSTM (`asr.lstm_lm.model`)
+``not_finite-N``       asr-batch    ``values``    a batch, weights, random states; utterances, card
 =====================  ===========  ============  ======================================================
 
 These keys and ``format_version`` stand in the file's metadata. A model comes from strangers: its card is
@@ -177,7 +178,7 @@ def load_state(
     failure: InputError | None = None
     for path in _states(folder):
         try:
-            state = _load_state(path)
+            state = _load(path, "asr-state")
         except InputError as error:
             failure = failure or error
             continue
@@ -189,9 +190,20 @@ def load_state(
     return None
 
 
-def _load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def save_batch(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
+    """Write a batch to be replayed (`asr.replay`); arguments and errors as of `save_state`."""
+    check_json(values, path, finite=False)
+    tensorfile.write(path, tensors, metadata("asr-batch", "values", values))
+
+
+def load_batch(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_batch` wrote, as (tensors, values). Raises InputError as `load_model`."""
+    return _load(path, "asr-batch")
+
+
+def _load(path: str | os.PathLike[str], form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with tensorfile.opened(path) as (file, header):
-        values = read_object(header, "asr-state", "values", path)
+        values = read_object(header, form, "values", path)
         check_json(values, path, finite=False)
         return tensorfile.read(file, header, path), values
 
@@ -231,7 +243,12 @@ def read_object(header: tensorfile.Header, form: str, key: str, path: str | os.P
     metadata = header.metadata
     found, version = metadata.get("format"), metadata.get("format_version", "")
     if found != form:
-        kinds = {"asr": "a model", "asr-state": "a training state", "asr-lm": "an LSTM language model"}
+        kinds = {
+            "asr": "a model",
+            "asr-state": "a training state",
+            "asr-batch": "a batch to replay",
+            "asr-lm": "an LSTM language model",
+        }
         what = kinds.get(str(found), "a safetensors file of another program")
         raise refusal(path, f"{what}, not {kinds[form]} of asr")
     if not re.fullmatch(r"[1-9][0-9]{0,8}", version):

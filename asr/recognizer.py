@@ -24,7 +24,7 @@ from asr import audio, batches, calibration, checkpoint, ctc, features, files
 from asr.ctc import Hypothesis
 from asr.errors import InputError
 from asr.manifest import Utterance
-from asr.model import AcousticModel, device_named
+from asr.model import AcousticModel, device_named, weights_of
 from asr.transcript import Alternative, Transcript, Word, segments
 
 Source = str | os.PathLike[str] | bytes | np.ndarray | Utterance
@@ -302,7 +302,5 @@ class _Input:
 
 
 def _expected(card: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name, shape and type of every weight that a card's model has, without allocating one."""
-    with torch.device("meta"):
-        model = AcousticModel(**card["model"])
-    return {name: (tuple(weight.shape), weight.dtype) for name, weight in model.state_dict().items()}
+    """The weights that a card's model has."""
+    return weights_of(**card["model"])

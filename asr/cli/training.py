@@ -20,7 +20,11 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     train = verb("train", _train, "Train a recogniser by a recipe.", add_help=False)
     train.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, then settings to change")
     train.add_argument("-h", "--help", action="store_true", help="this help, the recipes and all settings")
-    train.add_argument("--multirun", action="store_true", help="comma lists become one run each, in turn")
+    train.add_argument("--multirun", action="store_true", help="comma lists become one run each; a table at the end")
+    train.add_argument("--jobs", type=int, metavar="N", help="with --multirun: runs at a time (1)")
+    train.add_argument(
+        "--slurm-script", action="store_true", help="with --multirun: print an sbatch array script that does the runs"
+    )
     train.add_argument("--dry-run", action="store_true", help="print the settings (a recipe) and stop")
     train.add_argument("--overfit-one-batch", action="store_true", help="can the model learn one batch by heart?")
 
@@ -52,39 +56,64 @@ def _train(args: argparse.Namespace) -> int:
         for settings in configs:
             print(config.to_yaml(settings), end="")
         return 0
-    from asr.console import Screen
-    from asr.run_folder import is_finished, run_path
+    if (args.jobs is not None or args.slurm_script) and not args.multirun:
+        raise InputError("--jobs and --slurm-script are for --multirun; leave them out, or add it", status=2)
+    if args.multirun:
+        from asr.cli import multirun
 
-    screen, stop = Screen(args.quiet), Signals()
-    name = config.name_of(recipe[0])
-    for settings, job in zip(configs, jobs, strict=True):
-        if args.multirun and is_finished(run_path(settings, name)):
-            screen.say(f"{run_path(settings, name)}: finished already")
-            continue
-        fixed = _prepared(settings, recipe[0], job, screen.say)
-        if status := _train_one(args, fixed, name, screen, stop):
-            return status
+        return multirun.run(recipe[0], jobs, configs, args)
+    from asr import distributed
+
+    try:
+        with distributed.joined() as team:
+            return _train_one(args, configs[0], recipe[0], overrides, team)
+    except distributed.ToldElsewhere as error:
+        return error.status
+
+
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, overrides: list[str], team: Any) -> int:
+    """Prepare the corpus where its manifests are missing, then train one run, or learn one batch by heart."""
+    from asr import config, train
+    from asr.console import Screen
+
+    screen, stop = Screen(args.quiet or not team.is_first), Signals()
+    with team.together():
+        if team.size > 1 and args.overfit_one_batch:
+            raise InputError("--overfit-one-batch is for one process; start it without torchrun", status=2)
+        if team.size > 1 and settings.data.corpus and not Path(settings.data.train).exists():
+            raise InputError(
+                f"{settings.data.train} is missing; run `asr prepare {settings.data.corpus}` before torchrun",
+                status=2,
+            )
+        manifests = prepare_missing(settings, screen)
+        if settings.data.sizes == "auto":
+            settings = _sized(settings, recipe, overrides, manifests, screen)
+    if args.overfit_one_batch:
+        learnt = train.overfit_one_batch(settings, 500, screen.say)
+        print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
+        return 0 if learnt else 1
+    with screen.training() as bar:
+        result = train.train(
+            settings, config.name_of(recipe), say=screen.say, show=bar.show, stop=stop.status, team=team
+        )
+    if not team.is_first:
+        return 0
+    bounds = result.dev["interval"] or (float("nan"), float("nan"))
+    low, high = (float("inf") if bound is None else 100 * bound for bound in bounds)
+    print(f"dev WER {100 * result.dev['rate']:.2f} % [{low:.2f}, {high:.2f}] of {result.dev['count']} words")
+    print(f"best model: {result.model} (epoch {result.best_epoch + 1} of {result.epochs})")
+    print(f"curves: {result.folder / 'curves.png'}")
     return 0
 
 
-def _prepared(settings: Any, recipe: str, job: list[str], say: Callable[[str], None]) -> Any:
-    """Prepare the corpus where its manifests are missing; returns the settings, with sizes where these are auto."""
-    from asr import config, corpora, sizes
+def prepare_missing(settings: Any, screen: Any) -> dict[str, Path]:
+    """Prepare the corpus of a recipe where its manifests are missing or sizes follow from it; returns its manifests."""
+    from asr import corpora
 
-    data, chosen = settings.data, dict[str, str]()
-    if data.corpus and (data.sizes == "auto" or not Path(data.train).exists()):
-        paths = corpora.prepare(data.corpus, _corpora_folder(data), data.dir, say=say)
-        if data.sizes == "auto":
-            chosen = {f"data.{split}": str(paths[split]) for split in ("train", "dev", "test") if split in paths}
-    if data.sizes != "auto":
-        return settings
-    given = {item.partition("=")[0] for item in job}
-    found, why = sizes.choose(chosen.get("data.train", data.train), chosen.get("data.dev", data.dev))
-    choices = sizes.overrides(found, given)
-    say(f"chosen for {why}: {' '.join(choices) or 'nothing, all of it was given'}")
-    where = sizes.overrides(chosen, given)
-    others = [item for item in job if not item.startswith("data.sizes=")]
-    return config.load(recipe, [*others, *where, *choices, "data.sizes=given"])
+    data = settings.data
+    if not data.corpus or (data.sizes != "auto" and Path(data.train).exists()):
+        return {}
+    return corpora.prepare(data.corpus, _corpora_folder(data), data.dir, say=screen.say)
 
 
 def _corpora_folder(data: Any) -> Path:
@@ -95,22 +124,18 @@ def _corpora_folder(data: Any) -> Path:
     return Path(data.train).parent.parent
 
 
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "Signals") -> int:
-    """Train one run, or learn one batch by heart."""
-    from asr import train
+def _sized(settings: Any, recipe: str, overrides: list[str], manifests: dict[str, Path], screen: Any) -> Any:
+    """The settings with the sizes that the amount of speech in the manifests asks for, where none were given."""
+    from asr import config, sizes
 
-    if args.overfit_one_batch:
-        learnt = train.overfit_one_batch(settings, 500, screen.say)
-        print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
-        return 0 if learnt else 1
-    with screen.training() as bar:
-        result = train.train(settings, recipe, say=screen.say, show=bar.show, stop=stop.status)
-    bounds = result.dev["interval"] or (float("nan"), float("nan"))
-    low, high = (float("inf") if bound is None else 100 * bound for bound in bounds)
-    print(f"dev WER {100 * result.dev['rate']:.2f} % [{low:.2f}, {high:.2f}] of {result.dev['count']} words")
-    print(f"best model: {result.model} (epoch {result.best_epoch + 1} of {result.epochs})")
-    print(f"curves: {result.folder / 'curves.png'}")
-    return 0
+    data = settings.data
+    where = {f"data.{split}": str(manifests[split]) for split in ("train", "dev", "test") if split in manifests}
+    given = {item.partition("=")[0] for item in overrides}
+    found, why = sizes.choose(where.get("data.train", data.train), where.get("data.dev", data.dev))
+    choices = sizes.overrides(found, given)
+    screen.say(f"chosen for {why}: {' '.join(choices) or 'nothing, all of it was given'}")
+    others = [item for item in overrides if not item.startswith("data.sizes=")]
+    return config.load(recipe, [*others, *sizes.overrides(where, given), *choices, "data.sizes=given"])
 
 
 class Signals:
