@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from asr import batches, checkpoint, ctc, files, optim, score
+from asr import batches, calibration, checkpoint, confidence, ctc, files, optim, score
 from asr.batches import Batch
+from asr.calibration import Calibration
 from asr.config import Config
 from asr.errors import AsrError
 from asr.progress import Clock, Progress, epoch_line, opening, progress
@@ -168,8 +169,8 @@ def _count(
     position.blanks += blanks
 
 
-def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, float]:
-    """Greedy word error rate on the dev set, and its CTC loss in nats a label."""
+def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, float, Calibration]:
+    """Greedy word error rate on the dev set, its CTC loss in nats a label, and the calibration of the words heard."""
     run.averaged.eval()
     dev = run.dev
     groups = batches.by_length([example.seconds for example in dev.examples], run.config.data.batch_seconds)
@@ -177,24 +178,23 @@ def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, flo
     def make(group: list[int]) -> Batch:
         return dev.batch([(index,) for index in group])
 
-    hypotheses: dict[int, str] = {}
+    hypotheses: dict[int, ctc.Hypothesis] = {}
     total = 0.0
     with torch.no_grad(), contextlib.closing(batches.prefetch(make, groups)) as ready:
         for group, batch in zip(groups, ready, strict=True):
             losses, log_probs, lengths = run.losses(batch.to(run.device), run.averaged)
             total += float(losses.sum())
             heard = ctc.greedy(log_probs, lengths, run.tokenizer.tokens)
-            hypotheses |= {index: hypothesis.text for index, hypothesis in zip(group, heard, strict=True)}
+            hypotheses |= dict(zip(group, heard, strict=True))
             if (status := stop()) is not None:
                 raise AsrError("stopped while the dev set was decoded: run the same command to go on", status)
     references = [example.text for example in dev.examples]
     labels = sum(len(example.labels) for example in dev.examples)
-    result = score.score(
-        references,
-        [hypotheses[index] for index in range(len(references))],
-        normalizer=run.config.text.normalizer,
-    )
-    return result, total / max(1, labels)
+    ordered = [hypotheses[index] for index in range(len(references))]
+    normalizer = run.config.text.normalizer
+    result = score.score(references, [one.text for one in ordered], normalizer=normalizer)
+    judged = confidence.judge(references, [confidence.sureness(one) for one in ordered], normalizer)
+    return result, total / max(1, labels), calibration.fit(judged.probability, judged.right)
 
 
 def _end_epoch(
@@ -202,12 +202,14 @@ def _end_epoch(
 ) -> dict[str, Any]:
     """Score the dev set, keep the model where it is the best so far; returns the epoch's metrics."""
     begun = time.monotonic()
-    dev, loss = evaluate(run, stop)
+    dev, loss, curve = evaluate(run, stop)
     is_best = position.best_errors is None or (dev.errors, loss) < (position.best_errors, position.best_loss)
     if is_best:
         position.best_epoch, position.best_errors, position.best_loss = position.epoch, dev.errors, loss
         known = facts(run, recipe) | {"epoch": position.epoch, "dev": dev.to_json() | {"loss": loss}}
-        checkpoint.save_model(folder.model, run.averaged.state_dict(), run.card | {"training": known})
+        decoder = dataclasses.asdict(run.config.decoder) | {"calibration": curve.to_json()}
+        card = run.card | {"decoder": decoder, "training": known}
+        checkpoint.save_model(folder.model, run.averaged.state_dict(), card)
     metrics = {
         "epoch": position.epoch,
         "step": position.step,
@@ -258,6 +260,7 @@ def overfit_one_batch(config: Config, steps: int, say: Callable[[str], None]) ->
     the batch's texts came out right within `steps` steps.
     """
     run = Run(config, say)
+    run.begin()
     rows = run.groups(0)[0]
     batch = run.train.batch(rows).to(run.device)
     expected = [run.tokenizer.decode(run.train.labels(row)) for row in rows]

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asr import ctc, files, manifest
+from asr import calibration, confidence, ctc, files, manifest
+from asr.calibration import Calibration
+from asr.ctc import Hypothesis
 from asr.decode import settings
 from asr.decode.beam import BeamSearch
 from asr.decode.rescore import Rescorer, reranked
@@ -63,24 +65,26 @@ class Rescoring:
 class Tuning:
     """All trials, the best of them, and how the best compares with greedy decoding of the same emissions.
 
-    `rescoring`: what came of it, where a network rescores; the comparison with greedy decoding is of the search alone.
+    `curve` calibrates the words of the best settings. `rescoring`: what came of it, where a network rescores; the
+    comparison with greedy decoding is of the search alone.
     """
 
     trials: list[Trial]
     best: Trial
     gain: Comparison
+    curve: Calibration
     rescoring: Rescoring | None = None
 
     def chosen(self) -> dict[str, Any]:
         """The best settings, as `asr.decode.settings.build` takes them."""
-        found = {"beam": self.best.beam, "lm_weight": self.best.lm_weight, "word_bonus": self.best.word_bonus}
-        return found | ({"rescore_weight": self.rescoring.best.rescore_weight} if self.rescoring else {})
+        return _settings(self.best) | ({"rescore_weight": self.rescoring.best.rescore_weight} if self.rescoring else {})
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON."""
         found = {
             "best": dataclasses.asdict(self.best),
             "greedy_and_best": self.gain.to_json(),
+            "calibration": self.curve.to_json(),
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
         }
         if self.rescoring is None:
@@ -162,8 +166,8 @@ def tune(
     def attempt(weight: float, bonus: float, beam: int) -> Trial:
         key = (weight, bonus, beam)
         if key not in tried:
-            heard = _decode(search.with_settings(lm_weight=weight, word_bonus=bonus, beam=beam), spoken)
-            tried[key] = Trial(*key, *_rates(spoken, heard))
+            found = _decode(search.with_settings(lm_weight=weight, word_bonus=bonus, beam=beam), spoken)
+            tried[key] = Trial(*key, *_rates(spoken, [one.text for one in found]))
             advance()
         return tried[key]
 
@@ -177,32 +181,42 @@ def tune(
     best = min((trial for trial in smaller if trial.wer <= best.wer), key=lambda trial: trial.beam)
     chosen = search.with_settings(lm_weight=best.lm_weight, word_bonus=best.word_bonus, beam=best.beam)
     greedy = [ctc.greedy(row[None], torch.tensor([len(row)]), spoken.tokens)[0].text for row in spoken.emissions]
-    gain = compare(spoken.references, greedy, _decode(chosen, spoken), normalizer=spoken.normalizer)
-    tuning = Tuning(list(tried.values()), best, gain)
-    if "rescore" not in options:
-        return tuning
-    decoder = settings.build(spoken.tokens, dict(options) | tuning.chosen())
-    assert isinstance(decoder, Rescorer)
-    return dataclasses.replace(tuning, rescoring=_rescore(decoder, spoken, rescore_weights, advance))
+    found, rescoring = _decode(chosen, spoken), None
+    gain = compare(spoken.references, greedy, [one.text for one in found], normalizer=spoken.normalizer)
+    if "rescore" in options:
+        decoder = settings.build(spoken.tokens, dict(options) | _settings(best))
+        assert isinstance(decoder, Rescorer)
+        found, rescoring = _rescore(decoder, spoken, rescore_weights, advance)
+    judged = confidence.judge(spoken.references, [confidence.sureness(one) for one in found], spoken.normalizer)
+    return Tuning(list(tried.values()), best, gain, calibration.fit(judged.probability, judged.right), rescoring)
 
 
-def _rescore(decoder: Rescorer, spoken: Spoken, weights: Sequence[float], advance: Callable[[], None]) -> Rescoring:
-    """Find the network's share; hypotheses and their scores are computed once."""
+def _settings(trial: Trial) -> dict[str, Any]:
+    """What a trial tried, by the names of `BeamSearch`."""
+    return {"beam": trial.beam, "lm_weight": trial.lm_weight, "word_bonus": trial.word_bonus}
+
+
+def _rescore(
+    decoder: Rescorer, spoken: Spoken, weights: Sequence[float], advance: Callable[[], None]
+) -> tuple[list[Hypothesis], Rescoring]:
+    """What is heard with the best share of the network; hypotheses and their scores are computed once."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         lists = list(pool.map(decoder.candidates, spoken.emissions))
 
-    def heard(weight: float) -> list[str]:
-        return [reranked(found, terms, weight)[0].text for found, terms in lists]
+    def heard(weight: float) -> list[Hypothesis]:
+        return [reranked(found, terms, weight)[0] for found, terms in lists]
 
     shares = []
     for weight in weights:
-        shares.append(Share(weight, *_rates(spoken, heard(weight))))
+        shares.append(Share(weight, *_rates(spoken, [one.text for one in heard(weight)])))
         advance()
     fewest = min((share.wer, share.cer) for share in shares)
     equals = [share for share in shares if (share.wer, share.cer) == fewest]
     best = equals[(len(equals) - 1) // 2]
-    gain = compare(spoken.references, heard(0.0), heard(best.rescore_weight), normalizer=spoken.normalizer)
-    return Rescoring(shares, best, gain)
+    found = heard(best.rescore_weight)
+    alone, rescored = ([one.text for one in side] for side in (heard(0.0), found))
+    gain = compare(spoken.references, alone, rescored, normalizer=spoken.normalizer)
+    return found, Rescoring(shares, best, gain)
 
 
 def check(
@@ -242,9 +256,9 @@ def trials(
     return len(lm_weights) * len(word_bonuses) + 8 + len(beams) + len(rescore_weights)
 
 
-def _decode(search: BeamSearch, spoken: Spoken) -> list[str]:
+def _decode(search: BeamSearch, spoken: Spoken) -> list[Hypothesis]:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return [found[0].text for found in pool.map(search.decode, spoken.emissions)]
+        return [found[0] for found in pool.map(search.decode, spoken.emissions)]
 
 
 def _rates(spoken: Spoken, heard: list[str]) -> tuple[float, float]:

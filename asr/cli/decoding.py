@@ -1,7 +1,7 @@
 """The flags that choose a decoder, for the verbs that read emissions out."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,21 @@ def build_decoder(args: argparse.Namespace, model: Any, screen: Any) -> Any:
     from asr.decode import settings
 
     options = {} if args.decoder == "beam" else settings.read(args.decoder)
+    curve = options.get("calibration")
+    if curve and (why := _uncalibrated(curve, given, model)):
+        screen.say(f"{args.decoder}: words keep the model's own probabilities: it was calibrated {why}")
+        options = {key: value for key, value in options.items() if key != "calibration"}
     decoder = settings.build(model.tokens, options | given)
     prepare(decoder, screen)
     return decoder
+
+
+def _uncalibrated(curve: dict[str, str], given: Collection[str], model: Any) -> str | None:
+    """Why a tuned decoder's calibration does not hold here, if it does not; more hypotheses shown change none."""
+    changed = [name for name in given if name != "nbest"]
+    if changed:
+        return f"without --{changed[0].replace('_', '-')}"
+    return None if curve["model"] == model.identity["sha256"] else "for another model; tune again"
 
 
 def vocabulary(args: argparse.Namespace, normalizer: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def _tune(args: argparse.Namespace) -> int:
         tuning = tune.tune(spoken, options, **grid, advance=counter.advance)
     best = tuning.best
     chosen = options | tuning.chosen()
+    chosen["calibration"] = tuning.curve.to_json() | {"model": model.identity["sha256"]}
     helps = tuning.rescoring and tuning.rescoring.best.rescore_weight > 0
     if not helps:
         chosen = {key: value for key, value in chosen.items() if not key.startswith("rescore")}

@@ -3,10 +3,13 @@
 ``decoder.json`` is what `asr tune` writes: the settings of `BeamSearch` by their names, and the files of the language
 model and the lexicon, each with its SHA-256 and its path relative to the JSON::
 
-    {"kind": "beam", "beam": 100, "lm": {"path": "words.arpa.gz", "sha256": "..."}, "lm_weight": 0.8, "word_bonus": 1.2}
+    {"kind": "beam", "beam": 100, "lm": {"path": "words.arpa.gz", "sha256": "..."},
+     "lm_weight": 0.8, "word_bonus": 1.2,
+     "calibration": {"slope": 0.9, "offset": -0.8, "words": 655, "model": "..."}}
 
-With ``rescore``, the file of an LSTM language model named like the others, ``rescore_weight`` and ``rescore_nbest`` it
-becomes a `Rescorer` around that search.
+The calibration (`asr.calibration`) names by its SHA-256 the model for whose words it was fitted. With ``rescore``, the
+file of an LSTM language model named like the others, ``rescore_weight`` and ``rescore_nbest`` it becomes a `Rescorer`
+around that search.
 """
 
 import inspect
@@ -16,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asr import files
+from asr import calibration, files
 from asr.decode.beam import BeamSearch
 from asr.decode.lexicon import Lexicon
 from asr.decode.ngram import NGram
@@ -25,8 +28,9 @@ from asr.errors import InputError
 from asr.lstm_lm import model as lstm_lm
 
 _FILES = ("lm", "lexicon", "rescore")
+_CALIBRATION = "calibration"
 _RESCORE = ("rescore", "rescore_weight", "rescore_nbest")
-_KEYS = (*tuple(inspect.signature(BeamSearch).parameters)[1:], *_RESCORE)
+_KEYS = (*tuple(inspect.signature(BeamSearch).parameters)[1:], _CALIBRATION, *_RESCORE)
 
 
 def build(tokens: Sequence[str], options: Mapping[str, Any]) -> BeamSearch | Rescorer:
@@ -47,7 +51,8 @@ def build(tokens: Sequence[str], options: Mapping[str, Any]) -> BeamSearch | Res
 def search(tokens: Sequence[str], options: Mapping[str, Any]) -> BeamSearch:
     """The search for a model's tokens; `options` as `BeamSearch` takes them, but `lm` and `lexicon` as paths.
 
-    Those of rescoring are left aside.
+    Those of rescoring are left aside. A ``calibration`` (`asr.calibration.among`) stands in the search's `settings`,
+    where a recogniser finds it; the hypotheses of the search itself keep the probabilities as heard.
 
     Raises:
         InputError: a file is missing or wrong, or `BeamSearch` refuses the settings.
@@ -62,7 +67,11 @@ def search(tokens: Sequence[str], options: Mapping[str, Any]) -> BeamSearch:
         loaded["lm"] = NGram.load(options["lm"])
     if "lexicon" in options:
         loaded["lexicon"] = Lexicon.load(options["lexicon"])
-    return BeamSearch(tokens, **loaded)
+    curve = loaded.pop(_CALIBRATION, None)
+    search = BeamSearch(tokens, **loaded)
+    if curve is not None:
+        search.settings[_CALIBRATION] = curve
+    return search
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -108,6 +117,9 @@ def _fits(key: str, value: Any) -> bool:
             return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("path", "sha256"))
         case "hot_words":
             return isinstance(value, dict) and all(type(weight) in (int, float) for weight in value.values())
+        case "calibration":
+            own = dict(value) if isinstance(value, dict) else {}
+            return isinstance(own.pop("model", None), str) and calibration.is_calibration(own)
         case "best_path":
             return isinstance(value, bool)
         case "beam" | "nbest" | "token_top" | "rescore_nbest":
