@@ -222,7 +222,7 @@ def _tell_skipped(run: Run, position: Position, step: Step, folder: RunFolder) -
 
 
 def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, float, Calibration]:
-    """Greedy word error rate on the dev set, which the processes share, its CTC loss a label, the words' calibration."""
+    """Greedy word error rate on the dev set, which processes share, its CTC loss a label, its words' calibration."""
     run.averaged.eval()
     dev, team = run.dev, run.team
     groups = batches.by_length([example.seconds for example in dev.examples], run.config.data.batch_seconds)
