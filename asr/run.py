@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import asr
-from asr import audio, batches, ctc, examples, features, files, optim, text
+from asr import audio, batches, ctc, examples, features, files, optim, text, units, warm_start
 from asr.augment import Augmentation, generator
 from asr.batches import Batch
 from asr.card import check_card
@@ -98,7 +98,7 @@ class Run:
         )
         if not any(example.text for example in dev):
             raise InputError(f"{config.data.dev}: no words in its texts; the dev set has to tell good from bad models")
-        self.tokenizer = text.units[config.text.units].from_texts(example.text for example in train)
+        self.tokenizer = units.build(config.text.units, [example.text for example in train], config.text.pieces)
         self.front_end = features.build(**_settings(config.features))
         shape = dict(features=self.front_end.size, tokens=len(self.tokenizer.tokens), **_settings(config.model))
         self.model = AcousticModel(**shape).to(self.device)
@@ -115,6 +115,7 @@ class Run:
             self._loader(chosen, path) for chosen, path in ((train, config.data.train), (dev, config.data.dev))
         )
         self.averaged = optim.average_of(self.model) if config.optim.average else self.model
+        self.begun: dict[str, Any] | None = None  # with the weights of which model
         self.data = {path: files.sha256(path) for path in (config.data.train, config.data.dev)}
         if note := examples.narrow_band_note(train, self.front_end.rate):
             say(note)
@@ -145,6 +146,13 @@ class Run:
             config.data.max_seconds,
             cache,
         )
+
+    def begin(self) -> None:
+        """Take the weights of the model that the run starts from, if it does. Raises InputError as `warm_start`."""
+        if self.config.init_from:
+            self.begun, line = warm_start.begin(self.config.init_from, self.model, self.card)
+            self.averaged.load_state_dict(self.model.state_dict())
+            self.say(line)
 
     def groups(self, epoch: int) -> list[list[examples.Row]]:
         """The batches of an epoch, as all processes share them."""
@@ -206,9 +214,9 @@ def save_state(run: Run, position: Position, folder: RunFolder) -> None:
     random = {name: state.tolist() for name, state in random_states(run.device).items()}
     for rank, states in enumerate(run.team.gather(random)):
         tensors |= {_of(rank, name): torch.tensor(state, dtype=torch.uint8) for name, state in states.items()}
-    values = {"position": dataclasses.asdict(position), "data": run.data, "processes": run.processes}
+    values = {"position": dataclasses.asdict(position), "data": run.data, "begun": run.begun}
     with run.team.together():
-        folder.save_state(tensors, values)
+        folder.save_state(tensors, values | {"processes": run.processes})
 
 
 def resume(run: Run, folder: RunFolder) -> Position:
@@ -216,13 +224,19 @@ def resume(run: Run, folder: RunFolder) -> Position:
     with run.team.together():
         state = folder.load_state()
         if state is not None and state[1]["data"] != run.data:
+            changed = ", ".join(path for path in run.data if state[1]["data"].get(path) != run.data[path])
             raise InputError(
-                f"{folder.path}: the manifests changed since this run began; choose another name (name=...)",
+                f"{folder.path}: the manifests changed since this run began ({changed}); put them back to go on, or "
+                "choose another name (name=...)",
                 status=2,
             )
     tensors, values = run.team.share_state(state) or ({}, {"position": {}})
+    with run.team.together():
+        if not tensors:
+            run.begin()
     position = Position(**values["position"])
     run.processes = values.get("processes", 1 if tensors else run.team.size)
+    run.begun = values.get("begun", run.begun)
     for prefix, model in (("model.", run.model), ("averaged.", run.averaged)):
         weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         if weights:
@@ -268,6 +282,7 @@ def facts(run: Run, recipe: str) -> dict[str, Any]:
         "recipe": recipe,
         "settings": dataclasses.asdict(run.config),
         "data": run.data,
+        **({"init_from": run.begun} if run.begun else {}),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "asr": asr.__version__,
         "torch": torch.__version__,

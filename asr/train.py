@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from asr import batches, ctc, files, optim, probe, replay, score
+from asr import batches, calibration, confidence, ctc, files, optim, probe, replay, score
 from asr.batches import Batch
+from asr.calibration import Calibration
 from asr.config import Config, to_yaml
 from asr.distributed import Team
 from asr.errors import AsrError
@@ -217,8 +218,11 @@ def _tell_skipped(run: Run, position: Position, step: Step, folder: RunFolder) -
             replay.keep(path, run, kept)
 
 
-def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, float]:
-    """Greedy word error rate on the dev set, which the processes share, and its CTC loss in nats a label."""
+def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, float, Calibration]:
+    """Greedy word error rate on the dev set, its CTC loss in nats a label, and the calibration of the words heard.
+
+    The processes share the utterances, and all score what all of them heard.
+    """
     run.averaged.eval()
     dev, team = run.dev, run.team
     groups = batches.by_length([example.seconds for example in dev.examples], run.config.data.batch_seconds)
@@ -227,29 +231,28 @@ def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, flo
         return dev.batch([(index,) for index in group])
 
     mine = groups[team.rank :: team.size]
-    done: list[tuple[float, list[str]]] = []
+    done: list[tuple[float, list[tuple[str, list[tuple[str, float]]]]]] = []
     with torch.no_grad(), team.together(), contextlib.closing(batches.prefetch(make, mine)) as ready:
         for batch in ready:
             losses, log_probs, lengths = run.losses(batch.to(run.device), run.averaged)
             heard = ctc.greedy(log_probs, lengths, run.tokenizer.tokens)
-            done.append((float(losses.sum()), [hypothesis.text for hypothesis in heard]))
+            done.append((float(losses.sum()), [(one.text, confidence.sureness(one)) for one in heard]))
             if (status := stop()) is not None:
                 raise AsrError("stopped while the dev set was decoded: run the same command to go on", status)
     told = team.gather(done)
-    hypotheses: dict[int, str] = {}
+    hypotheses: dict[int, tuple[str, list[tuple[str, float]]]] = {}
     total = 0.0
     for number, group in enumerate(groups):  # in the order of one process: the sum is the same to the bit
-        loss, texts = told[number % team.size][number // team.size]
+        loss, heard_in_it = told[number % team.size][number // team.size]
         total += loss
-        hypotheses |= dict(zip(group, texts, strict=True))
+        hypotheses |= dict(zip(group, heard_in_it, strict=True))
     references = [example.text for example in dev.examples]
     labels = sum(len(example.labels) for example in dev.examples)
-    result = score.score(
-        references,
-        [hypotheses[index] for index in range(len(references))],
-        normalizer=run.config.text.normalizer,
-    )
-    return result, total / max(1, labels)
+    ordered = [hypotheses[index] for index in range(len(references))]
+    normalizer = run.config.text.normalizer
+    result = score.score(references, [text for text, _ in ordered], normalizer=normalizer)
+    judged = confidence.judge(references, [words for _, words in ordered], normalizer)
+    return result, total / max(1, labels), calibration.fit(judged.probability, judged.right)
 
 
 def _end_epoch(
@@ -257,13 +260,14 @@ def _end_epoch(
 ) -> dict[str, Any]:
     """Score the dev set, keep the model where it is the best so far; returns the epoch's metrics."""
     begun = time.monotonic()
-    dev, loss = evaluate(run, stop)
+    dev, loss, curve = evaluate(run, stop)
     is_best = position.best_errors is None or (dev.errors, loss) < (position.best_errors, position.best_loss)
     if is_best:
         position.best_epoch, position.best_errors, position.best_loss = position.epoch, dev.errors, loss
         known = facts(run, recipe) | {"epoch": position.epoch, "dev": dev.to_json() | {"loss": loss}}
+        decoder = dataclasses.asdict(run.config.decoder) | {"calibration": curve.to_json()}
         with run.team.together():
-            folder.save_model(run.averaged.state_dict(), run.card | {"training": known})
+            folder.save_model(run.averaged.state_dict(), run.card | {"decoder": decoder, "training": known})
     metrics = {
         "epoch": position.epoch,
         "step": position.step,
@@ -315,6 +319,7 @@ def overfit_one_batch(config: Config, steps: int, say: Callable[[str], None]) ->
     the batch's texts came out right within `steps` steps.
     """
     run = Run(config, say)
+    run.begin()
     rows = run.groups(0)[0]
     batch = run.train.batch(rows).to(run.device)
     expected = [run.tokenizer.decode(run.train.labels(row)) for row in rows]

@@ -12,7 +12,7 @@ from asr.errors import InputError
 def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the verbs and their flags."""
     prepare = verb("prepare", _prepare, "Make a corpus's manifests from a local copy or a download.")
-    prepare.add_argument("corpus", help="fsdd, fsdd_strings, yesno, an4, synth_digits")
+    prepare.add_argument("corpus", help="fsdd, an4, librispeech and others (docs/corpora.md); folder: your own")
     prepare.add_argument("--source", type=Path, help="folder of a local copy (else ASR_DATA, else a download)")
     prepare.add_argument("--out", type=Path, default=Path("data"), help="folder of prepared corpora (data)")
     prepare.add_argument("--no-download", action="store_true", help="an error where no local copy is found")
@@ -66,27 +66,54 @@ def _train(args: argparse.Namespace) -> int:
 
     try:
         with distributed.joined() as team:
-            return _train_one(args, configs[0], config.name_of(recipe[0]), team)
+            return _train_one(args, configs[0], recipe[0], jobs[0], team)
     except distributed.ToldElsewhere as error:
         return error.status
 
 
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str, team: Any) -> int:
-    """Prepare the corpus where its manifests are missing, then train one run."""
-    from asr import train
+def prepared(settings: Any, recipe: str, job: list[str], say: Callable[[str], None]) -> Any:
+    """Prepare the corpus where its manifests are missing; returns the settings, with sizes where these are auto."""
+    from asr import config, corpora, sizes
+
+    data, chosen = settings.data, dict[str, str]()
+    if data.corpus and (data.sizes == "auto" or not Path(data.train).exists()):
+        paths = corpora.prepare(data.corpus, _corpora_folder(data), data.dir, say=say)
+        if data.sizes == "auto":
+            chosen = {f"data.{split}": str(paths[split]) for split in ("train", "dev", "test") if split in paths}
+    if data.sizes != "auto":
+        return settings
+    given = {item.partition("=")[0] for item in job}
+    found, why = sizes.choose(chosen.get("data.train", data.train), chosen.get("data.dev", data.dev))
+    choices = sizes.overrides(found, given)
+    say(f"chosen for {why}: {' '.join(choices) or 'nothing, all of it was given'}")
+    where = sizes.overrides(chosen, given)
+    others = [item for item in job if not item.startswith("data.sizes=")]
+    return config.load(recipe, [*others, *where, *choices, "data.sizes=given"])
+
+
+def _corpora_folder(data: Any) -> Path:
+    """The folder of prepared corpora that data.train lies in, as ``OUT/CORPUS/train.jsonl`` or deeper."""
+    for parent in Path(data.train).parents:
+        if parent.name == data.corpus:
+            return parent.parent
+    return Path(data.train).parent.parent
+
+
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, job: list[str], team: Any) -> int:
+    """Prepare the corpus where its manifests are missing, then train one run, or learn one batch by heart."""
+    from asr import config, train
     from asr.console import Screen
 
-    screen, stop = Screen(args.quiet or not team.is_first), _Signals()
+    screen, stop = Screen(args.quiet or not team.is_first), Signals()
     with team.together():
-        if team.size > 1 and args.overfit_one_batch:
-            raise InputError("--overfit-one-batch is for one process; start it without torchrun", status=2)
-        if team.size == 1:
-            prepare_missing(settings, screen)
-        elif settings.data.corpus and not Path(settings.data.train).exists():
-            raise InputError(
-                f"{settings.data.train} is missing; run `asr prepare {settings.data.corpus}` before torchrun",
-                status=2,
-            )
+        if team.size > 1:
+            _check_many(args, settings)
+        if team.is_first:
+            fixed = prepared(settings, recipe, job, screen.say)
+    with team.together():
+        if not team.is_first:  # what the first one prepared is there now
+            fixed = prepared(settings, recipe, job, screen.say)
+    settings, recipe = fixed, config.name_of(recipe)
     if args.overfit_one_batch:
         learnt = train.overfit_one_batch(settings, 500, screen.say)
         print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
@@ -103,16 +130,17 @@ def _train_one(args: argparse.Namespace, settings: Any, recipe: str, team: Any) 
     return 0
 
 
-def prepare_missing(settings: Any, screen: Any) -> None:
-    """Prepare the corpus of a recipe where its manifests are missing."""
-    from asr import corpora
+def _check_many(args: argparse.Namespace, settings: Any) -> None:
+    """Refuse what several processes don't do."""
+    if args.overfit_one_batch:
+        raise InputError("--overfit-one-batch is for one process; start it without torchrun", status=2)
+    if settings.data.corpus and settings.data.sizes != "auto" and not Path(settings.data.train).exists():
+        raise InputError(
+            f"{settings.data.train} is missing; run `asr prepare {settings.data.corpus}` before torchrun", status=2
+        )
 
-    manifest = Path(settings.data.train)
-    if settings.data.corpus and not manifest.exists():
-        corpora.prepare(settings.data.corpus, manifest.parent.parent, say=screen.say)
 
-
-class _Signals:
+class Signals:
     """Notes the first SIGINT or SIGTERM, so that training can save and stop; a second SIGINT ends at once."""
 
     def __init__(self) -> None:
