@@ -214,35 +214,29 @@ def save_state(run: Run, position: Position, folder: RunFolder) -> None:
     random = {name: state.tolist() for name, state in random_states(run.device).items()}
     for rank, states in enumerate(run.team.gather(random)):
         tensors |= {_of(rank, name): torch.tensor(state, dtype=torch.uint8) for name, state in states.items()}
-    values = {
-        "position": dataclasses.asdict(position),
-        "data": run.data,
-        "begun": run.begun,
-        "processes": run.processes,
-    }
+    values = {"position": dataclasses.asdict(position), "data": run.data, "begun": run.begun}
     with run.team.together():
-        folder.save_state(tensors, values)
+        folder.save_state(tensors, values | {"processes": run.processes})
 
 
 def resume(run: Run, folder: RunFolder) -> Position:
     """Put a run where its last state stands, or at the start."""
     with run.team.together():
         state = folder.load_state()
-        if state is not None and (known := state[1]["data"]) != run.data:
-            changed = ", ".join(path for path in run.data if known.get(path) != run.data[path])
+        if state is not None and state[1]["data"] != run.data:
+            changed = ", ".join(path for path in run.data if state[1]["data"].get(path) != run.data[path])
             raise InputError(
                 f"{folder.path}: the manifests changed since this run began ({changed}); put them back to go on, or "
                 "choose another name (name=...)",
                 status=2,
             )
-    shared = run.team.share_state(state)
-    if shared is None:
-        with run.team.together():
+    tensors, values = run.team.share_state(state) or ({}, {"position": {}})
+    with run.team.together():
+        if not tensors:
             run.begin()
-    tensors, values = shared or ({}, {"position": {}, "begun": run.begun})
     position = Position(**values["position"])
-    run.begun = values.get("begun")
     run.processes = values.get("processes", 1 if tensors else run.team.size)
+    run.begun = values.get("begun", run.begun)
     for prefix, model in (("model.", run.model), ("averaged.", run.averaged)):
         weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         if weights:

@@ -32,9 +32,6 @@ _KEPT = 3  # batches that are kept to be replayed, of each process
 _TOO_MANY_SKIPPED = 10  # steps in a row with a non-finite loss or gradient end the run
 
 
-Heard = tuple[str, list[tuple[str, float]]]  # a text, its words and their probabilities
-
-
 @dataclasses.dataclass(frozen=True)
 class Result:
     """How a run ended: its best model, that model's score on the dev set (`Score.to_json`), and the epochs run."""
@@ -222,7 +219,10 @@ def _tell_skipped(run: Run, position: Position, step: Step, folder: RunFolder) -
 
 
 def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, float, Calibration]:
-    """Greedy word error rate on the dev set, which processes share, its CTC loss a label, its words' calibration."""
+    """Greedy word error rate on the dev set, its CTC loss in nats a label, and the calibration of the words heard.
+
+    The processes share the utterances, and all score what all of them heard.
+    """
     run.averaged.eval()
     dev, team = run.dev, run.team
     groups = batches.by_length([example.seconds for example in dev.examples], run.config.data.batch_seconds)
@@ -231,7 +231,7 @@ def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, flo
         return dev.batch([(index,) for index in group])
 
     mine = groups[team.rank :: team.size]
-    done: list[tuple[float, list[Heard]]] = []
+    done: list[tuple[float, list[tuple[str, list[tuple[str, float]]]]]] = []
     with torch.no_grad(), team.together(), contextlib.closing(batches.prefetch(make, mine)) as ready:
         for batch in ready:
             losses, log_probs, lengths = run.losses(batch.to(run.device), run.averaged)
@@ -240,12 +240,12 @@ def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, flo
             if (status := stop()) is not None:
                 raise AsrError("stopped while the dev set was decoded: run the same command to go on", status)
     told = team.gather(done)
-    hypotheses: dict[int, Heard] = {}
+    hypotheses: dict[int, tuple[str, list[tuple[str, float]]]] = {}
     total = 0.0
     for number, group in enumerate(groups):  # in the order of one process: the sum is the same to the bit
-        loss, heard_here = told[number % team.size][number // team.size]
+        loss, heard_in_it = told[number % team.size][number // team.size]
         total += loss
-        hypotheses |= dict(zip(group, heard_here, strict=True))
+        hypotheses |= dict(zip(group, heard_in_it, strict=True))
     references = [example.text for example in dev.examples]
     labels = sum(len(example.labels) for example in dev.examples)
     ordered = [hypotheses[index] for index in range(len(references))]

@@ -58,7 +58,7 @@ def test_no_words_change_nothing_and_few_change_little():
     at = np.linspace(0.01, 0.99, 99)
     assert Calibration()(at) == pytest.approx(at, abs=1e-12)
     assert np.abs(fit([0.9], [True])(at) - at).max() < 0.05  # a word against ten
-    assert np.abs(fit([0.9], [False])(at) - at).max() < 0.15
+    assert np.abs(fit([0.9], [False])(at) - at).max() < 0.2  # the most surprising of words
 
 
 @pytest.mark.parametrize("right", [True, False])

@@ -171,6 +171,7 @@ def test_processes_with_different_settings_do_not_start(corpus, tmp_path):
 def test_a_killed_process_ends_the_other_with_a_line_and_the_state_is_whole(corpus, tmp_path):
     overrides = ["training.save_minutes=0", *SHORT]
     whole = run_team(2, tmp_path, trainer(corpus, tmp_path, "whole", *overrides))
+    training = trainer(corpus, tmp_path, "killed", *overrides)
 
     def work(team):
         update, steps = train._update, []
@@ -182,13 +183,13 @@ def test_a_killed_process_ends_the_other_with_a_line_and_the_state_is_whole(corp
                 os.kill(os.getpid(), signal.SIGKILL)
 
         train._update = dying
-        return trainer(corpus, tmp_path, "killed", *overrides)(team)
+        return training(team)
 
     first, second = run_team(2, tmp_path, work)
     assert second is None
     assert first["status"] == 1
     assert first["error"].startswith("process 0: another process of this run is gone")
-    assert run_team(2, tmp_path, trainer(corpus, tmp_path, "killed", *overrides)) == whole
+    assert run_team(2, tmp_path, training) == whole
 
 
 def test_a_skipped_step_is_skipped_by_all_and_its_culprit_named(corpus, tmp_path):

@@ -27,7 +27,7 @@ def run(recipe: str, jobs: list[list[str]], configs: list[Config], args: argpars
     Returns the exit status: 1 where a job failed, 130 or 143 after a signal, which is passed on to the jobs.
     """
     from asr import distributed
-    from asr.cli.training import prepare_missing
+    from asr.cli.training import prepared
     from asr.console import Screen
     from asr.run_folder import is_finished, run_path
 
@@ -42,8 +42,8 @@ def run(recipe: str, jobs: list[list[str]], configs: list[Config], args: argpars
         return 0
     screen, at_once = Screen(args.quiet), args.jobs or 1
     paths = [run_path(settings, name_of(recipe)) for settings in configs]
-    for settings in configs:
-        prepare_missing(settings, screen)
+    for settings, job in zip(configs, jobs, strict=True):
+        prepared(settings, recipe, job, screen.say)
     children = _Children()
 
     def train(number: int) -> bool:

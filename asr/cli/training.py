@@ -66,54 +66,29 @@ def _train(args: argparse.Namespace) -> int:
 
     try:
         with distributed.joined() as team:
-            return _train_one(args, configs[0], recipe[0], overrides, team)
+            return _train_one(args, configs[0], recipe[0], jobs[0], team)
     except distributed.ToldElsewhere as error:
         return error.status
 
 
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str, overrides: list[str], team: Any) -> int:
-    """Prepare the corpus where its manifests are missing, then train one run, or learn one batch by heart."""
-    from asr import config, train
-    from asr.console import Screen
+def prepared(settings: Any, recipe: str, job: list[str], say: Callable[[str], None]) -> Any:
+    """Prepare the corpus where its manifests are missing; returns the settings, with sizes where these are auto."""
+    from asr import config, corpora, sizes
 
-    screen, stop = Screen(args.quiet or not team.is_first), Signals()
-    with team.together():
-        if team.size > 1 and args.overfit_one_batch:
-            raise InputError("--overfit-one-batch is for one process; start it without torchrun", status=2)
-        if team.size > 1 and settings.data.corpus and not Path(settings.data.train).exists():
-            raise InputError(
-                f"{settings.data.train} is missing; run `asr prepare {settings.data.corpus}` before torchrun",
-                status=2,
-            )
-        manifests = prepare_missing(settings, screen)
-        if settings.data.sizes == "auto":
-            settings = _sized(settings, recipe, overrides, manifests, screen)
-    if args.overfit_one_batch:
-        learnt = train.overfit_one_batch(settings, 500, screen.say)
-        print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
-        return 0 if learnt else 1
-    with screen.training() as bar:
-        result = train.train(
-            settings, config.name_of(recipe), say=screen.say, show=bar.show, stop=stop.status, team=team
-        )
-    if not team.is_first:
-        return 0
-    bounds = result.dev["interval"] or (float("nan"), float("nan"))
-    low, high = (float("inf") if bound is None else 100 * bound for bound in bounds)
-    print(f"dev WER {100 * result.dev['rate']:.2f} % [{low:.2f}, {high:.2f}] of {result.dev['count']} words")
-    print(f"best model: {result.model} (epoch {result.best_epoch + 1} of {result.epochs})")
-    print(f"curves: {result.folder / 'curves.png'}")
-    return 0
-
-
-def prepare_missing(settings: Any, screen: Any) -> dict[str, Path]:
-    """Prepare the corpus of a recipe where its manifests are missing or sizes follow from it; returns its manifests."""
-    from asr import corpora
-
-    data = settings.data
-    if not data.corpus or (data.sizes != "auto" and Path(data.train).exists()):
-        return {}
-    return corpora.prepare(data.corpus, _corpora_folder(data), data.dir, say=screen.say)
+    data, chosen = settings.data, dict[str, str]()
+    if data.corpus and (data.sizes == "auto" or not Path(data.train).exists()):
+        paths = corpora.prepare(data.corpus, _corpora_folder(data), data.dir, say=say)
+        if data.sizes == "auto":
+            chosen = {f"data.{split}": str(paths[split]) for split in ("train", "dev", "test") if split in paths}
+    if data.sizes != "auto":
+        return settings
+    given = {item.partition("=")[0] for item in job}
+    found, why = sizes.choose(chosen.get("data.train", data.train), chosen.get("data.dev", data.dev))
+    choices = sizes.overrides(found, given)
+    say(f"chosen for {why}: {' '.join(choices) or 'nothing, all of it was given'}")
+    where = sizes.overrides(chosen, given)
+    others = [item for item in job if not item.startswith("data.sizes=")]
+    return config.load(recipe, [*others, *where, *choices, "data.sizes=given"])
 
 
 def _corpora_folder(data: Any) -> Path:
@@ -124,18 +99,45 @@ def _corpora_folder(data: Any) -> Path:
     return Path(data.train).parent.parent
 
 
-def _sized(settings: Any, recipe: str, overrides: list[str], manifests: dict[str, Path], screen: Any) -> Any:
-    """The settings with the sizes that the amount of speech in the manifests asks for, where none were given."""
-    from asr import config, sizes
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, job: list[str], team: Any) -> int:
+    """Prepare the corpus where its manifests are missing, then train one run, or learn one batch by heart."""
+    from asr import config, train
+    from asr.console import Screen
 
-    data = settings.data
-    where = {f"data.{split}": str(manifests[split]) for split in ("train", "dev", "test") if split in manifests}
-    given = {item.partition("=")[0] for item in overrides}
-    found, why = sizes.choose(where.get("data.train", data.train), where.get("data.dev", data.dev))
-    choices = sizes.overrides(found, given)
-    screen.say(f"chosen for {why}: {' '.join(choices) or 'nothing, all of it was given'}")
-    others = [item for item in overrides if not item.startswith("data.sizes=")]
-    return config.load(recipe, [*others, *sizes.overrides(where, given), *choices, "data.sizes=given"])
+    screen, stop = Screen(args.quiet or not team.is_first), Signals()
+    with team.together():
+        if team.size > 1:
+            _check_many(args, settings)
+        if team.is_first:
+            fixed = prepared(settings, recipe, job, screen.say)
+    with team.together():
+        if not team.is_first:  # what the first one prepared is there now
+            fixed = prepared(settings, recipe, job, screen.say)
+    settings, recipe = fixed, config.name_of(recipe)
+    if args.overfit_one_batch:
+        learnt = train.overfit_one_batch(settings, 500, screen.say)
+        print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
+        return 0 if learnt else 1
+    with screen.training() as bar:
+        result = train.train(settings, recipe, say=screen.say, show=bar.show, stop=stop.status, team=team)
+    if not team.is_first:
+        return 0
+    bounds = result.dev["interval"] or (float("nan"), float("nan"))
+    low, high = (float("inf") if bound is None else 100 * bound for bound in bounds)
+    print(f"dev WER {100 * result.dev['rate']:.2f} % [{low:.2f}, {high:.2f}] of {result.dev['count']} words")
+    print(f"best model: {result.model} (epoch {result.best_epoch + 1} of {result.epochs})")
+    print(f"curves: {result.folder / 'curves.png'}")
+    return 0
+
+
+def _check_many(args: argparse.Namespace, settings: Any) -> None:
+    """Refuse what several processes don't do."""
+    if args.overfit_one_batch:
+        raise InputError("--overfit-one-batch is for one process; start it without torchrun", status=2)
+    if settings.data.corpus and settings.data.sizes != "auto" and not Path(settings.data.train).exists():
+        raise InputError(
+            f"{settings.data.train} is missing; run `asr prepare {settings.data.corpus}` before torchrun", status=2
+        )
 
 
 class Signals:
