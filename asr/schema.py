@@ -171,11 +171,11 @@ class Config:
     """Everything that says what a training run does."""
 
     seed: Annotated[int, Between(0, 2**31 - 1)]
-    init_from: str | None
     name: Annotated[str | None, FolderName]
     out: str
     device: Annotated[str, Device]
     threads: Annotated[int, Between(0, 1024)]
+    init_from: str | None
     data: Data
     text: Text
     features: Features

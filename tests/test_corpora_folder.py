@@ -293,7 +293,7 @@ def test_a_manifest_edited_between_stop_and_resume_is_an_error(
     command = ["train", "recipe=folder", "data.dir=my_recordings", *FAST, "training.epochs=3"]
     command.remove("training.epochs=1")
     with monkeypatch.context() as patch:
-        patch.setattr(training._Signals, "status", lambda self: 130)
+        patch.setattr(training.Signals, "status", lambda self: 130)
         assert cli.main(command) == 130  # stopped after the first step, with its state saved
     path = Path("data/folder/my_recordings/train.jsonl")
     text = path.read_text()
