@@ -78,6 +78,25 @@ def by_length(
     return groups
 
 
+def deal(seconds: Sequence[float], shares: int) -> list[list[int]]:
+    """Deal a batch out by seconds: the longest utterances first, each to the share that has the least so far.
+
+    Args:
+        seconds: of each utterance.
+        shares: how many; no two differ by more seconds than the longest utterance has.
+
+    Returns:
+        The indices of each share, rising; each stands in one share. Shares are empty where utterances are fewer.
+    """
+    dealt: list[list[int]] = [[] for _ in range(shares)]
+    loads = [0.0] * shares
+    for index in sorted(range(len(seconds)), key=lambda index: -seconds[index]):
+        least = loads.index(min(loads))
+        dealt[least].append(index)
+        loads[least] += seconds[index]
+    return [sorted(share) for share in dealt]
+
+
 def pad(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     """Waveforms `(samples,)` of any lengths as `(batch, samples)`, zeros behind each, and the lengths `(batch,)`."""
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)

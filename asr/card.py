@@ -10,8 +10,10 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+from asr.calibration import is_calibration
+from asr.errors import InputError
 from asr.tensorfile import refusal, short
-from asr.text import BLANK, normalizers
+from asr.text import BLANK, normalizers, tokenizer
 
 MAX_TOKENS = 100_000
 MAX_DEPTH = 16  # of the JSON
@@ -70,7 +72,7 @@ _MODEL: dict[str, Callable[[Any], bool]] = {
     "layer_norm": _one_of(False, True),
     "context": _whole(0, 100_000),
 }
-_DECODER: dict[str, Callable[[Any], bool]] = {"kind": _one_of("greedy")}
+_DECODER: dict[str, Callable[[Any], bool]] = {"kind": _one_of("greedy"), "calibration": is_calibration}
 
 
 def check_card(card: Any, path: str | os.PathLike[str]) -> None:
@@ -81,7 +83,7 @@ def check_card(card: Any, path: str | os.PathLike[str]) -> None:
     ``normalizer``  a name in `asr.text.normalizers`
     ``tokens``      list of texts, the blank first, each once
     ``model``       the arguments of `asr.model.AcousticModel`; `channels` and `context` may be absent
-    ``decoder``     `kind`: greedy
+    ``decoder``     `kind`: greedy; `calibration` of its words (`asr.calibration`), absent where there is none
     ``training``    facts for people (recipe, overrides, commit, hashes, dev WER); any JSON, never acted upon
     ==============  ====================================================================================
 
@@ -137,6 +139,10 @@ def _check_tokens(tokens: list[Any], count: int, path: str | os.PathLike[str]) -
         raise refusal(path, f"card: the first token is {short(tokens[0])}, not {BLANK!r}")
     if len(set(tokens)) != len(tokens):
         raise refusal(path, "card: a token stands twice")
+    try:
+        tokenizer(tokens)
+    except InputError as error:
+        raise refusal(path, f"card: {error}") from error
 
 
 def check_json(value: Any, path: str | os.PathLike[str], finite: bool = True, depth: int = 0) -> None:

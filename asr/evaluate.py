@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from asr import manifest
+from asr import confidence, manifest
+from asr.confidence import Confidence
 from asr.errors import InputError
 from asr.manifest import Utterance
 from asr.recognizer import Decoder, Recognizer
@@ -19,6 +20,7 @@ class Evaluation:
 
     `hypotheses` are the manifest's utterances with `pred_text`; `seconds` of audio took `elapsed` seconds of work.
     `failures` are utterances whose audio could not be read, with the reason: they count as nothing heard.
+    `confidence` tells how honest the words' probabilities are.
     """
 
     words: Score
@@ -27,12 +29,14 @@ class Evaluation:
     failures: list[tuple[Utterance, InputError]]
     seconds: float
     elapsed: float
+    confidence: Confidence
 
     def to_json(self) -> dict[str, Any]:
         """The scores and what they were measured on."""
         return {
             "wer": self.words.to_json(),
             "cer": self.characters.to_json(),
+            "confidence": self.confidence.to_json(),
             "failures": [{"id": utterance.id, "error": str(error)} for utterance, error in self.failures],
             "seconds": round(self.seconds, 3),
             "timing": {"elapsed": round(self.elapsed, 3), "rtf": self.elapsed / max(1e-9, self.seconds)},
@@ -73,7 +77,7 @@ def evaluate(
         [""], [""], normalizer=normalizer or recognizer.card["normalizer"], bootstrap=bootstrap
     )  # refuses what is wrong
     begun = time.perf_counter()
-    hypotheses, failures, seconds = [], [], 0.0
+    hypotheses, heard, failures, seconds = [], [], [], 0.0
     results = recognizer.transcribe_many(utterances, decoder, channel, batch_seconds, return_errors=True)
     for utterance, result in zip(utterances, results, strict=True):
         if isinstance(result, InputError):
@@ -82,11 +86,15 @@ def evaluate(
         else:
             seconds += result.duration
         hypotheses.append(dataclasses.replace(utterance, pred_text=result.text if result else ""))
+        heard.append([(word.word, word.probability) for word in result.words] if result else [])
         advance()
     elapsed = time.perf_counter() - begun
+    references = [utterance.text or "" for utterance in utterances]
+    judged = confidence.judge(references, heard, normalizer or recognizer.card["normalizer"])
+    honesty = confidence.measure(judged, "calibration" in recognizer.settings(decoder))
     words, characters = (
         score(
-            [utterance.text or "" for utterance in utterances],
+            references,
             [utterance.pred_text or "" for utterance in hypotheses],
             unit=unit,
             normalizer=normalizer or recognizer.card["normalizer"],
@@ -95,7 +103,7 @@ def evaluate(
         )
         for unit in ("word", "character")
     )
-    return Evaluation(words, characters, hypotheses, failures, seconds, elapsed)
+    return Evaluation(words, characters, hypotheses, failures, seconds, elapsed, honesty)
 
 
 def _check(utterances: Sequence[Utterance], path: str | os.PathLike[str], by_speaker: bool) -> None:

@@ -13,6 +13,7 @@ frames: an utterance's emissions do not depend on its company in the batch.
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +168,13 @@ def _stack(frames: Tensor, lengths: Tensor, stack: int) -> tuple[Tensor, Tensor]
     batch, count, size = frames.shape
     frames = nn.functional.pad(frames, (0, 0, 0, -count % stack))
     return frames.reshape(batch, -1, size * stack), (lengths + stack - 1) // stack
+
+
+def weights_of(**shape: Any) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Name, shape and type of every weight of `AcousticModel(**shape)`, without allocating one."""
+    with torch.device("meta"):
+        model = AcousticModel(**shape)
+    return {name: (tuple(weight.shape), weight.dtype) for name, weight in model.state_dict().items()}
 
 
 def device_named(name: str) -> torch.device:

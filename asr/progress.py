@@ -64,8 +64,17 @@ def opening(run: Run, folder: Path, position: Position) -> str:
     where = f"goes on at epoch {position.epoch + 1}, batch {position.batch}" if position.step else "begins"
     return (
         f"{folder}: {where}; {len(run.train.examples)} utterances ({train:.1f} min), dev {len(run.dev.examples)} "
-        f"({dev:.1f} min), {len(run.tokenizer.tokens)} tokens, {parameters / 1e6:.2f} M parameters, on {run.device}"
+        f"({dev:.1f} min), {len(run.tokenizer.tokens)} tokens, {parameters / 1e6:.2f} M parameters, "
+        f"on {run.device}{_processes(run)}"
     )
+
+
+def _processes(run: Run) -> str:
+    """How many processes train, where that is not one."""
+    now, then = run.team.size, run.processes
+    if now == then:
+        return "" if now == 1 else f", {now} processes"
+    return f", {now} process{'es' if now > 1 else ''}, with the batches of the {then} that the run began with"
 
 
 def epoch_line(metrics: dict[str, Any]) -> str:

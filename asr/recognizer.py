@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asr import audio, batches, checkpoint, ctc, features, files
+from asr import audio, batches, calibration, checkpoint, ctc, features, files
 from asr.ctc import Hypothesis
 from asr.errors import InputError
 from asr.manifest import Utterance
-from asr.model import AcousticModel, device_named
+from asr.model import AcousticModel, device_named, weights_of
 from asr.transcript import Alternative, Transcript, Word, segments
 
 Source = str | os.PathLike[str] | bytes | np.ndarray | Utterance
@@ -236,21 +236,32 @@ class Recognizer:
         log_probs, lengths = self.emissions([one.samples for one in inputs], self.sample_rate)
         if decoder is None:
             hypotheses = [[best] for best in ctc.greedy(log_probs, lengths, self.tokens)]
-            settings = self.card["decoder"]
         else:
             rows = [row[:n] for row, n in zip(log_probs, lengths.tolist(), strict=True)]
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 hypotheses = list(pool.map(decoder.decode, rows))
-            settings = getattr(decoder, "settings", {"kind": type(decoder).__name__})
+        settings = self.settings(decoder)
         rtf = (time.perf_counter() - begun) / max(1e-9, sum(one.seconds for one in inputs))
         return [self._transcript(one, heard, settings, rtf) for one, heard in zip(inputs, hypotheses, strict=True)]
+
+    def settings(self, decoder: Decoder | None = None) -> dict[str, Any]:
+        """The settings of a decoder as a transcript tells them; with ``calibration`` where its words are calibrated.
+
+        The calibration of a decoder that was tuned for another model is left out.
+        """
+        own = (
+            self.card["decoder"] if decoder is None else getattr(decoder, "settings", {"kind": type(decoder).__name__})
+        )
+        is_for_another = calibration.among(own, self.identity["sha256"]) is None
+        return {key: value for key, value in own.items() if not (key == "calibration" and is_for_another)}
 
     def _transcript(
         self, one: "_Input", hypotheses: Sequence[Hypothesis], settings: dict[str, Any], rtf: float
     ) -> Transcript:
         heard = hypotheses[0]
+        curve = calibration.among(settings, self.identity["sha256"]) or float
         words = [
-            Word(word.word, word.start * self.frame_seconds, word.end * self.frame_seconds, word.probability)
+            Word(word.word, word.start * self.frame_seconds, word.end * self.frame_seconds, curve(word.probability))
             for word in heard.words
         ]
         return Transcript(
@@ -291,7 +302,5 @@ class _Input:
 
 
 def _expected(card: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name, shape and type of every weight that a card's model has, without allocating one."""
-    with torch.device("meta"):
-        model = AcousticModel(**card["model"])
-    return {name: (tuple(weight.shape), weight.dtype) for name, weight in model.state_dict().items()}
+    """The weights that a card's model has."""
+    return weights_of(**card["model"])

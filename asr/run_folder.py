@@ -31,6 +31,7 @@ from asr.errors import AsrError, InputError
 _FREE = (
     "out",
     "device",
+    "data.dir",
     "data.cache",
     "data.cache_gigabytes",
     "training.save_minutes",
@@ -57,16 +58,20 @@ class RunFolder:
         path: the folder; made where it does not exist.
         config: the run's settings.
         say: takes a line for people; `log` writes it to log.txt as well.
+        writes: whether this process writes; of several that train together one does, and others read and say nothing.
 
     Raises:
         InputError: the folder holds a finished run, one with other settings, or one that another process trains.
         AsrError: it can't be written.
     """
 
-    def __init__(self, path: Path, config: Config, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, config: Config, say: Callable[[str], None], writes: bool = True) -> None:
         self.path = path
         self._say = say
+        self._writes = writes
         self._drawn = time.monotonic()
+        if not writes:
+            return
         if is_finished(path):
             raise InputError(
                 f"{path}: this run is finished; choose another name (name=...) or remove the folder", status=2
@@ -91,6 +96,8 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         """Say a line and keep it in log.txt."""
+        if not self._writes:
+            return
         self._say(line)
         try:
             with open(self.path / "log.txt", "a", encoding="utf-8") as file:
@@ -100,20 +107,30 @@ class RunFolder:
 
     def save_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Commit a resumable state in one rename."""
-        checkpoint.save_state(self.path / "state", tensors, values)
+        if self._writes:
+            checkpoint.save_state(self.path / "state", tensors, values)
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The last state, or None for a fresh run."""
-        return checkpoint.load_state(self.path / "state")
+        """The last state, or None for a fresh run (and where another process reads and writes)."""
+        return checkpoint.load_state(self.path / "state") if self._writes else None
+
+    def save_model(self, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
+        """Write the best model so far."""
+        if self._writes:
+            checkpoint.save_model(self.model, weights, card)
 
     def read_history(self, epochs: int) -> list[dict[str, Any]]:
         """The metrics of the first `epochs` epochs; later lines were written by a process that did not get further."""
         path = self.path / "metrics.jsonl"
+        if not self._writes:
+            return []
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
         return [line for line in lines if line.get("epoch", epochs) < epochs]
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write metrics.jsonl, now and then curves.png and, where asked for, add the last epoch to TensorBoard."""
+        if not self._writes:
+            return
         files.write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
         if time.monotonic() - self._drawn > _DRAW_EVERY:
             self.draw(history)

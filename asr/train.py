@@ -3,6 +3,9 @@
 A run is a folder (`asr.run_folder`), its parts and its state are in `asr.run`. A run that is killed at any
 moment and started again gives the weights, and the metrics but for their `timing`, of a run that was not (same
 machine, same number of threads, CPU).
+
+Several processes can train one model (`torchrun --nproc-per-node N -m asr.train recipe=NAME`, docs/distributed.md):
+each runs this loop over its share of every batch, and what they have to agree on they `gather` (`asr.distributed`).
 """
 
 import contextlib
@@ -15,14 +18,17 @@ from typing import Any
 
 import torch
 
-from asr import batches, checkpoint, ctc, files, optim, score
+from asr import batches, calibration, confidence, ctc, files, optim, probe, replay, score
 from asr.batches import Batch
-from asr.config import Config
+from asr.calibration import Calibration
+from asr.config import Config, to_yaml
+from asr.distributed import Team
 from asr.errors import AsrError
 from asr.progress import Clock, Progress, epoch_line, opening, progress
-from asr.run import Position, Run, facts, resume, save_state
+from asr.run import Position, Run, facts, random_states, resume, save_state
 from asr.run_folder import RunFolder, run_path
 
+_KEPT = 3  # batches that are kept to be replayed, of each process
 _TOO_MANY_SKIPPED = 10  # steps in a row with a non-finite loss or gradient end the run
 
 
@@ -44,6 +50,7 @@ def train(
     say: Callable[[str], None],
     show: Callable[[Progress], None],
     stop: Callable[[], int | None] = lambda: None,
+    team: Team = Team(),  # noqa: B008 (frozen)
 ) -> Result:
     """Train to the end of the schedule, or to the early stop; an unfinished run of the same name goes on.
 
@@ -53,30 +60,46 @@ def train(
         say: takes a line for people (it stands in log.txt as well).
         show: takes the progress after every batch.
         stop: asked after every batch; an exit status makes the run save its state and end with it.
+        team: the processes that train together; the first of them writes and speaks.
 
     Raises:
         InputError: settings, manifests or audio are wrong, or the run folder holds another run.
         AsrError: the run was stopped, diverged, or could not write.
     """
-    folder = RunFolder(run_path(config, recipe), config, say)
-    run = Run(config, folder.log)
+    with team.together():
+        folder = RunFolder(run_path(config, recipe), config, say, team.is_first)
+        run = Run(config, folder.log, team)
+    team.check_same([run.data, to_yaml(config)], "their settings or manifests")
     position = resume(run, folder)
-    history = folder.read_history(position.epoch)
-    counts = [len(run.groups(epoch)) for epoch in range(config.training.epochs)]
-    total_steps = sum(math.ceil(count / config.training.accumulate) for count in counts)
-    clock = Clock(begun_at=position.epoch + position.batch / counts[min(position.epoch, len(counts) - 1)])
+    run.network = team.wrap(run.model)
+    history = team.share(folder.read_history(position.epoch))
+    plan = probe.plan(run)
+    total_steps = sum(math.ceil(count / config.training.accumulate) for count in plan.counts)
     folder.log(opening(run, folder.path, position))
+    folder.log(probe.try_longest(run, plan.longest, plan.epoch))
+    clock = Clock(begun_at=position.epoch + position.batch / plan.counts[min(position.epoch, len(plan.counts) - 1)])
     while position.epoch < config.training.epochs and not _is_stale(position, config.training.patience):
         wer = history[-1]["dev"]["rate"] if history else None
         with contextlib.closing(train_epoch(run, position, total_steps, folder, clock, stop)) as steps:
             for _ in steps:
-                show(progress(position, config.training.epochs, counts[position.epoch], wer, clock))
+                show(progress(position, config.training.epochs, plan.counts[position.epoch], wer, clock))
         save_state(run, position, folder)
         history.append(_end_epoch(run, position, recipe, folder, clock, stop))
-        folder.write_history(history)
+        with team.together():
+            folder.write_history(history)
         position.next_epoch()
         save_state(run, position, folder)
-    return _finish(run, position, history, recipe, folder)
+    with team.together():
+        return _finish(run, position, history, recipe, folder)
+
+
+@dataclasses.dataclass
+class Step:
+    """An optimiser step under way: sums of each of its batches, the last one, and the first whose loss isn't finite."""
+
+    sums: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    last: replay.Suspect | None = None
+    suspect: replay.Suspect | None = None
 
 
 def train_epoch(
@@ -87,42 +110,73 @@ def train_epoch(
     clock: Clock,
     stop: Callable[[], int | None],
 ) -> Generator[None, None, None]:
-    """Train on the batches of an epoch that are still to do; yields after each."""
-    config, model = run.config, run.model
-    groups = run.groups(position.epoch)
-    accumulate = config.training.accumulate
-    labels = [sum(len(run.train.labels(row)) for row in group) for group in groups]
+    """Train on this process's shares of the batches of an epoch that are still to do; yields after each."""
     saved = waited = time.monotonic()
-    model.train()
-    todo = groups[position.batch :]
+    step = Step()
+    run.model.train()
+    todo = run.shares(position.epoch, position.batch)
+    make = lambda share: run.train.batch(share.rows, position.epoch)  # noqa: E731
     # Closed whatever happens: a thread that still computes while Python ends would bring it down.
-    with contextlib.closing(batches.prefetch(lambda group: run.train.batch(group, position.epoch), todo)) as ready:
-        for batch in ready:
+    with contextlib.closing(batches.prefetch(make, todo)) as ready, probe.memory_told(run, "a batch"):
+        for share, batch in zip(todo, run.team.side_by_side(ready), strict=True):
             begun = time.monotonic()
             clock.waiting += begun - waited
             batch = batch.to(run.device)
-            first = position.batch - position.batch % accumulate
-            losses, log_probs, lengths = run.losses(batch)
-            (losses.sum() / max(1, sum(labels[first : first + accumulate]))).backward()
-            _count(position, batch, losses, log_probs, lengths)
-            position.batch += 1
-            if position.batch % accumulate == 0 or position.batch == len(groups):
-                _update(run, position, batch, losses, total_steps)
-                status = stop()
+            random = random_states(run.device)
+            with run.team.summing(run.network, share.ends_step):
+                losses, log_probs, lengths = run.losses(batch)
+                (losses.sum() / share.divisor).backward()
+            if share.counts:
+                _count(step, replay.Suspect(batch, losses.detach(), random), log_probs, lengths)
+            position.batch += share.ends_batch
+            if share.ends_step:
+                is_due = time.monotonic() - saved > run.config.training.save_minutes * 60
+                told = run.team.gather([step.sums, stop(), is_due])
+                _add(position, clock, [sums for sums, _, _ in told])
+                _update(run, position, step, folder, total_steps)
+                step = Step()
+                status = max((status for _, status, _ in told if status is not None), default=None)
                 if status is not None:
                     ready.close()  # its thread is to have ended before Python does
-                if status is not None or time.monotonic() - saved > config.training.save_minutes * 60:
+                if status is not None or told[0][2]:
                     save_state(run, position, folder)
                     saved = time.monotonic()
                 if status is not None:
-                    raise AsrError(f"stopped, state saved in {folder.path}: run the same command to go on", status)
+                    with run.team.together():
+                        raise AsrError(f"stopped, state saved in {folder.path}: run the same command to go on", status)
             waited = time.monotonic()
             clock.training += waited - begun
-            clock.speech += batch.seconds
             yield
 
 
-def _update(run: Run, position: Position, batch: Batch, losses: torch.Tensor, total_steps: int) -> None:
+def _count(step: Step, seen: replay.Suspect, log_probs: torch.Tensor, lengths: torch.Tensor) -> None:
+    """Add a batch to the sums of the step."""
+    with torch.no_grad():
+        valid = torch.arange(log_probs.shape[1], device=log_probs.device) < lengths[:, None]
+        blanks = int(((log_probs.argmax(2) == 0) & valid).sum())
+        loss = float(seen.losses.sum())
+    step.last = seen
+    if not math.isfinite(loss):
+        step.suspect = step.suspect or seen
+    labels = len(seen.batch.targets)
+    frames = int(lengths.sum())
+    step.sums.append(
+        {"loss": loss, "labels": labels, "frames": frames, "blanks": blanks, "seconds": seen.batch.seconds}
+    )
+
+
+def _add(position: Position, clock: Clock, told: list[list[dict[str, Any]]]) -> None:
+    """Add the sums of a step, of every process, to those of the epoch."""
+    for sums in (sums for sums_of_process in told for sums in sums_of_process):
+        if math.isfinite(sums["loss"]):
+            position.loss += sums["loss"]
+            position.labels += sums["labels"]
+        position.frames += sums["frames"]
+        position.blanks += sums["blanks"]
+        clock.speech += sums["seconds"]
+
+
+def _update(run: Run, position: Position, step: Step, folder: RunFolder, total_steps: int) -> None:
     """One optimiser step; skipped and counted where the loss or the gradient is not finite."""
     settings = run.config.optim
     for group in run.optimizer.param_groups:
@@ -138,63 +192,67 @@ def _update(run: Run, position: Position, batch: Batch, losses: torch.Tensor, to
         position.clipped += bool(settings.clip and norm > settings.clip)
         position.skipped_in_a_row = 0
     else:
-        culprits = [u for u, loss in zip(batch.utterances, losses.tolist(), strict=True) if not math.isfinite(loss)]
-        run.say(
-            f"step {position.step}: loss or gradient not finite, step skipped: "
-            f"{', '.join(culprits or batch.utterances)}"
-        )
+        _tell_skipped(run, position, step, folder)
         position.skipped += 1
         position.skipped_in_a_row += 1
     run.optimizer.zero_grad(set_to_none=True)
     if position.skipped_in_a_row >= _TOO_MANY_SKIPPED:
-        raise AsrError(
-            f"{_TOO_MANY_SKIPPED} steps in a row had a loss or gradient that is not finite; the best model so far "
-            "is kept; lower optim.lr or look at the utterances named in log.txt"
-        )
+        with run.team.together():
+            raise AsrError(
+                f"{_TOO_MANY_SKIPPED} steps in a row had a loss or gradient that is not finite; the best model so far "
+                "is kept; lower optim.lr or look at the utterances named in log.txt"
+            )
 
 
-def _count(
-    position: Position, batch: Batch, losses: torch.Tensor, log_probs: torch.Tensor, lengths: torch.Tensor
-) -> None:
-    """Add a batch to the sums of the epoch."""
-    with torch.no_grad():
-        valid = torch.arange(log_probs.shape[1], device=log_probs.device) < lengths[:, None]
-        blanks = int(((log_probs.argmax(2) == 0) & valid).sum())
-        loss = float(losses.sum())
-    if math.isfinite(loss):
-        position.loss += loss
-        position.labels += len(batch.targets)
-    position.frames += int(lengths.sum())
-    position.blanks += blanks
+def _tell_skipped(run: Run, position: Position, step: Step, folder: RunFolder) -> None:
+    """Name the utterances whose loss is not finite (or all of the last batches), and keep them for a replay."""
+    culprits = run.team.gather(step.suspect.culprits if step.suspect else [])
+    is_known = any(culprits)
+    last = step.last.batch.utterances if step.last else []
+    named = [name for names in (culprits if is_known else run.team.gather(last)) for name in names]
+    folder.log(f"step {position.step}: loss or gradient not finite, step skipped: {', '.join(named)}")
+    kept = step.suspect if is_known else step.last
+    path = folder.path / f"not_finite-{position.step:08d}-{run.team.rank}.safetensors"
+    with run.team.together():
+        if kept and len(list(folder.path.glob(f"not_finite-*-{run.team.rank}.safetensors"))) < _KEPT:
+            replay.keep(path, run, kept)
 
 
-def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, float]:
-    """Greedy word error rate on the dev set, and its CTC loss in nats a label."""
+def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, float, Calibration]:
+    """Greedy word error rate on the dev set, its CTC loss in nats a label, and the calibration of the words heard.
+
+    The processes share the utterances, and all score what all of them heard.
+    """
     run.averaged.eval()
-    dev = run.dev
+    dev, team = run.dev, run.team
     groups = batches.by_length([example.seconds for example in dev.examples], run.config.data.batch_seconds)
 
     def make(group: list[int]) -> Batch:
         return dev.batch([(index,) for index in group])
 
-    hypotheses: dict[int, str] = {}
-    total = 0.0
-    with torch.no_grad(), contextlib.closing(batches.prefetch(make, groups)) as ready:
-        for group, batch in zip(groups, ready, strict=True):
+    mine = groups[team.rank :: team.size]
+    done: list[tuple[float, list[tuple[str, list[tuple[str, float]]]]]] = []
+    with torch.no_grad(), team.together(), contextlib.closing(batches.prefetch(make, mine)) as ready:
+        for batch in ready:
             losses, log_probs, lengths = run.losses(batch.to(run.device), run.averaged)
-            total += float(losses.sum())
             heard = ctc.greedy(log_probs, lengths, run.tokenizer.tokens)
-            hypotheses |= {index: hypothesis.text for index, hypothesis in zip(group, heard, strict=True)}
+            done.append((float(losses.sum()), [(one.text, confidence.sureness(one)) for one in heard]))
             if (status := stop()) is not None:
                 raise AsrError("stopped while the dev set was decoded: run the same command to go on", status)
+    told = team.gather(done)
+    hypotheses: dict[int, tuple[str, list[tuple[str, float]]]] = {}
+    total = 0.0
+    for number, group in enumerate(groups):  # in the order of one process: the sum is the same to the bit
+        loss, heard_in_it = told[number % team.size][number // team.size]
+        total += loss
+        hypotheses |= dict(zip(group, heard_in_it, strict=True))
     references = [example.text for example in dev.examples]
     labels = sum(len(example.labels) for example in dev.examples)
-    result = score.score(
-        references,
-        [hypotheses[index] for index in range(len(references))],
-        normalizer=run.config.text.normalizer,
-    )
-    return result, total / max(1, labels)
+    ordered = [hypotheses[index] for index in range(len(references))]
+    normalizer = run.config.text.normalizer
+    result = score.score(references, [text for text, _ in ordered], normalizer=normalizer)
+    judged = confidence.judge(references, [words for _, words in ordered], normalizer)
+    return result, total / max(1, labels), calibration.fit(judged.probability, judged.right)
 
 
 def _end_epoch(
@@ -202,12 +260,14 @@ def _end_epoch(
 ) -> dict[str, Any]:
     """Score the dev set, keep the model where it is the best so far; returns the epoch's metrics."""
     begun = time.monotonic()
-    dev, loss = evaluate(run, stop)
+    dev, loss, curve = evaluate(run, stop)
     is_best = position.best_errors is None or (dev.errors, loss) < (position.best_errors, position.best_loss)
     if is_best:
         position.best_epoch, position.best_errors, position.best_loss = position.epoch, dev.errors, loss
         known = facts(run, recipe) | {"epoch": position.epoch, "dev": dev.to_json() | {"loss": loss}}
-        checkpoint.save_model(folder.model, run.averaged.state_dict(), run.card | {"training": known})
+        decoder = dataclasses.asdict(run.config.decoder) | {"calibration": curve.to_json()}
+        with run.team.together():
+            folder.save_model(run.averaged.state_dict(), run.card | {"decoder": decoder, "training": known})
     metrics = {
         "epoch": position.epoch,
         "step": position.step,
@@ -241,8 +301,9 @@ def _finish(run: Run, position: Position, history: list[dict[str, Any]], recipe:
         "epochs": position.epoch,
         "dev": best["dev"],
     }
-    folder.draw(history)
-    folder.write_result(result | {"training": facts(run, recipe), "model_sha256": files.sha256(folder.model)})
+    if run.team.is_first:
+        folder.draw(history)
+        folder.write_result(result | {"training": facts(run, recipe), "model_sha256": files.sha256(folder.model)})
     return Result(folder.model, folder.path, best["dev"], position.best_epoch, position.epoch)
 
 
@@ -258,6 +319,7 @@ def overfit_one_batch(config: Config, steps: int, say: Callable[[str], None]) ->
     the batch's texts came out right within `steps` steps.
     """
     run = Run(config, say)
+    run.begin()
     rows = run.groups(0)[0]
     batch = run.train.batch(rows).to(run.device)
     expected = [run.tokenizer.decode(run.train.labels(row)) for row in rows]
@@ -276,3 +338,11 @@ def overfit_one_batch(config: Config, steps: int, say: Callable[[str], None]) ->
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
     return False
+
+
+if __name__ == "__main__":  # as torchrun starts it: `asr train` with the same arguments
+    import sys
+
+    from asr import cli
+
+    sys.exit(cli.main(["train", *sys.argv[1:]]))

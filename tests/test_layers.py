@@ -13,6 +13,7 @@ FILES = sorted((ROOT / "asr").rglob("*.py"))
 # A file imports only from those before its own place; the files of a folder (lstm, corpora) share a place.
 ORDER = [
     "errors",
+    "distributed",
     "files",
     "compiled",
     "audio",
@@ -25,14 +26,20 @@ ORDER = [
     "model",
     "viterbi",
     "ctc",
+    "tensorfile",
+    "calibration",
+    "card",
+    "checkpoint",
+    "perplexity",
+    "lstm_lm",
     "decode",
+    "units",
     "alignment",
     "pairs",
     "score",
+    "confidence",
     "optim",
-    "tensorfile",
-    "card",
-    "checkpoint",
+    "warm_start",
     "examples",
     "transcript",
     "schema",
@@ -41,15 +48,19 @@ ORDER = [
     "config",
     "lm",
     "curves",
+    "lstm_lm_training",
     "run_folder",
     "run",
     "progress",
+    "probe",
+    "replay",
     "train",
     "recognizer",
     "evaluate",
     "tune",
     "aligner",
     "bulk",
+    "sizes",
     "corpora",
     "console",
     "cli",
@@ -133,7 +144,8 @@ def test_every_file_has_a_place_in_the_order():
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_a_file_imports_only_from_those_before_it(path):
-    assert not wrong_imports(place_of(path), imports(TREES[path]))
+    tree = ast.Module(without_main(TREES[path]), [])  # a file run as a program is the command line
+    assert not wrong_imports(place_of(path), imports(tree))
 
 
 @pytest.mark.parametrize(

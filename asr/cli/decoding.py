@@ -1,7 +1,7 @@
 """The flags that choose a decoder, for the verbs that read emissions out."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,16 @@ def add_decoding(parser: argparse.ArgumentParser, nbest: bool = False) -> None:
     parser.add_argument("--beam", type=int, help="prefixes kept after every frame (100)")
     parser.add_argument("--lm-weight", type=float, help="factor on the language model's logarithms (0.5)")
     parser.add_argument("--word-bonus", type=float, help="nats a word (1.5 with a language model of words, else 0)")
+    add_rescoring(parser)
+    parser.add_argument("--rescore-weight", type=float, help="share of the LSTM's score, 0 to 1 (0.5)")
     if nbest:
         parser.add_argument("--nbest", type=int, help="hypotheses in the JSON, best first (1)")
+
+
+def add_rescoring(parser: argparse.ArgumentParser) -> None:
+    """The flags for a second look at what a search has found."""
+    parser.add_argument("--rescore", type=Path, metavar="LSTM", help="LSTM language model that rescores hypotheses")
+    parser.add_argument("--rescore-nbest", type=int, help="hypotheses that it rescores (50)")
 
 
 def add_vocabulary(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +46,7 @@ def build_decoder(args: argparse.Namespace, model: Any, screen: Any) -> Any:
         InputError: a flag has no effect on that decoder, or its value or file is wrong (status 2).
     """
     given = vocabulary(args, model.card["normalizer"])
-    for name in ("beam", "nbest", "lm_weight", "word_bonus"):
+    for name in ("beam", "nbest", "lm_weight", "word_bonus", "rescore", "rescore_weight", "rescore_nbest"):
         if getattr(args, name, None) is not None:
             given[name] = getattr(args, name)
     if args.decoder == "greedy":
@@ -49,9 +57,21 @@ def build_decoder(args: argparse.Namespace, model: Any, screen: Any) -> Any:
     from asr.decode import settings
 
     options = {} if args.decoder == "beam" else settings.read(args.decoder)
+    curve = options.get("calibration")
+    if curve and (why := _uncalibrated(curve, given, model)):
+        screen.say(f"{args.decoder}: words keep the model's own probabilities: it was calibrated {why}")
+        options = {key: value for key, value in options.items() if key != "calibration"}
     decoder = settings.build(model.tokens, options | given)
     prepare(decoder, screen)
     return decoder
+
+
+def _uncalibrated(curve: dict[str, str], given: Collection[str], model: Any) -> str | None:
+    """Why a tuned decoder's calibration does not hold here, if it does not; more hypotheses shown change none."""
+    changed = [name for name in given if name != "nbest"]
+    if changed:
+        return f"without --{changed[0].replace('_', '-')}"
+    return None if curve["model"] == model.identity["sha256"] else "for another model; tune again"
 
 
 def vocabulary(args: argparse.Namespace, normalizer: str) -> dict[str, Any]:

@@ -159,11 +159,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         described = {
             "manifest": str(args.manifest),
             "model": model.identity,
-            "decoder": decoder.settings if decoder else model.card["decoder"],
+            "decoder": model.settings(decoder),
         }
         print(json.dumps(described | result.to_json(), ensure_ascii=False))
     else:
-        print(f"{result.words}\n{result.characters}")
+        print(f"{result.words}\n{result.characters}\n{result.confidence}")
         print(f"{clock(result.seconds)} of audio in {clock(result.elapsed)}, {args.manifest}, model {args.model}")
     too_high = args.max_wer is not None and not result.words.rate <= args.max_wer
     if too_high:

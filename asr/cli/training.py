@@ -12,7 +12,7 @@ from asr.errors import InputError
 def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the verbs and their flags."""
     prepare = verb("prepare", _prepare, "Make a corpus's manifests from a local copy or a download.")
-    prepare.add_argument("corpus", help="fsdd, fsdd_strings, yesno, an4, synth_digits")
+    prepare.add_argument("corpus", help="fsdd, an4, librispeech and others (docs/corpora.md); folder: your own")
     prepare.add_argument("--source", type=Path, help="folder of a local copy (else ASR_DATA, else a download)")
     prepare.add_argument("--out", type=Path, default=Path("data"), help="folder of prepared corpora (data)")
     prepare.add_argument("--no-download", action="store_true", help="an error where no local copy is found")
@@ -20,7 +20,11 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     train = verb("train", _train, "Train a recogniser by a recipe.", add_help=False)
     train.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, then settings to change")
     train.add_argument("-h", "--help", action="store_true", help="this help, the recipes and all settings")
-    train.add_argument("--multirun", action="store_true", help="comma lists become one run each, in turn")
+    train.add_argument("--multirun", action="store_true", help="comma lists become one run each; a table at the end")
+    train.add_argument("--jobs", type=int, metavar="N", help="with --multirun: runs at a time (1)")
+    train.add_argument(
+        "--slurm-script", action="store_true", help="with --multirun: print an sbatch array script that does the runs"
+    )
     train.add_argument("--dry-run", action="store_true", help="print the settings (a recipe) and stop")
     train.add_argument("--overfit-one-batch", action="store_true", help="can the model learn one batch by heart?")
 
@@ -52,32 +56,72 @@ def _train(args: argparse.Namespace) -> int:
         for settings in configs:
             print(config.to_yaml(settings), end="")
         return 0
+    if (args.jobs is not None or args.slurm_script) and not args.multirun:
+        raise InputError("--jobs and --slurm-script are for --multirun; leave them out, or add it", status=2)
+    if args.multirun:
+        from asr.cli import multirun
+
+        return multirun.run(recipe[0], jobs, configs, args)
+    from asr import distributed
+
+    try:
+        with distributed.joined() as team:
+            return _train_one(args, configs[0], recipe[0], jobs[0], team)
+    except distributed.ToldElsewhere as error:
+        return error.status
+
+
+def prepared(settings: Any, recipe: str, job: list[str], say: Callable[[str], None]) -> Any:
+    """Prepare the corpus where its manifests are missing; returns the settings, with sizes where these are auto."""
+    from asr import config, corpora, sizes
+
+    data, chosen = settings.data, dict[str, str]()
+    if data.corpus and (data.sizes == "auto" or not Path(data.train).exists()):
+        paths = corpora.prepare(data.corpus, _corpora_folder(data), data.dir, say=say)
+        if data.sizes == "auto":
+            chosen = {f"data.{split}": str(paths[split]) for split in ("train", "dev", "test") if split in paths}
+    if data.sizes != "auto":
+        return settings
+    given = {item.partition("=")[0] for item in job}
+    found, why = sizes.choose(chosen.get("data.train", data.train), chosen.get("data.dev", data.dev))
+    choices = sizes.overrides(found, given)
+    say(f"chosen for {why}: {' '.join(choices) or 'nothing, all of it was given'}")
+    where = sizes.overrides(chosen, given)
+    others = [item for item in job if not item.startswith("data.sizes=")]
+    return config.load(recipe, [*others, *where, *choices, "data.sizes=given"])
+
+
+def _corpora_folder(data: Any) -> Path:
+    """The folder of prepared corpora that data.train lies in, as ``OUT/CORPUS/train.jsonl`` or deeper."""
+    for parent in Path(data.train).parents:
+        if parent.name == data.corpus:
+            return parent.parent
+    return Path(data.train).parent.parent
+
+
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, job: list[str], team: Any) -> int:
+    """Prepare the corpus where its manifests are missing, then train one run, or learn one batch by heart."""
+    from asr import config, train
     from asr.console import Screen
-    from asr.run_folder import is_finished, run_path
 
-    screen, stop = Screen(args.quiet), _Signals()
-    name = config.name_of(recipe[0])
-    for settings in configs:
-        if args.multirun and is_finished(run_path(settings, name)):
-            screen.say(f"{run_path(settings, name)}: finished already")
-        elif status := _train_one(args, settings, name, screen, stop):
-            return status
-    return 0
-
-
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "_Signals") -> int:
-    """Prepare the corpus where its manifests are missing, then train one run."""
-    from asr import corpora, train
-
-    manifest = Path(settings.data.train)
-    if settings.data.corpus and not manifest.exists():
-        corpora.prepare(settings.data.corpus, manifest.parent.parent, say=screen.say)
+    screen, stop = Screen(args.quiet or not team.is_first), Signals()
+    with team.together():
+        if team.size > 1:
+            _check_many(args, settings)
+        if team.is_first:
+            fixed = prepared(settings, recipe, job, screen.say)
+    with team.together():
+        if not team.is_first:  # what the first one prepared is there now
+            fixed = prepared(settings, recipe, job, screen.say)
+    settings, recipe = fixed, config.name_of(recipe)
     if args.overfit_one_batch:
         learnt = train.overfit_one_batch(settings, 500, screen.say)
         print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
         return 0 if learnt else 1
     with screen.training() as bar:
-        result = train.train(settings, recipe, say=screen.say, show=bar.show, stop=stop.status)
+        result = train.train(settings, recipe, say=screen.say, show=bar.show, stop=stop.status, team=team)
+    if not team.is_first:
+        return 0
     bounds = result.dev["interval"] or (float("nan"), float("nan"))
     low, high = (float("inf") if bound is None else 100 * bound for bound in bounds)
     print(f"dev WER {100 * result.dev['rate']:.2f} % [{low:.2f}, {high:.2f}] of {result.dev['count']} words")
@@ -86,7 +130,17 @@ def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any
     return 0
 
 
-class _Signals:
+def _check_many(args: argparse.Namespace, settings: Any) -> None:
+    """Refuse what several processes don't do."""
+    if args.overfit_one_batch:
+        raise InputError("--overfit-one-batch is for one process; start it without torchrun", status=2)
+    if settings.data.corpus and settings.data.sizes != "auto" and not Path(settings.data.train).exists():
+        raise InputError(
+            f"{settings.data.train} is missing; run `asr prepare {settings.data.corpus}` before torchrun", status=2
+        )
+
+
+class Signals:
     """Notes the first SIGINT or SIGTERM, so that training can save and stop; a second SIGINT ends at once."""
 
     def __init__(self) -> None:
