@@ -58,7 +58,7 @@ def test_no_words_change_nothing_and_few_change_little():
     at = np.linspace(0.01, 0.99, 99)
     assert Calibration()(at) == pytest.approx(at, abs=1e-12)
     assert np.abs(fit([0.9], [True])(at) - at).max() < 0.05  # a word against ten
-    assert np.abs(fit([0.9], [False])(at) - at).max() < 0.15
+    assert np.abs(fit([0.9], [False])(at) - at).max() < 0.25  # one that was thought right, against ten
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -165,6 +165,5 @@ def test_a_transcript_has_the_calibrated_probability_and_says_so(tmp_path):
     }
     mine, other = (recognizer.transcribe(wave, 8000, decoder=one) for one in search.values())
     assert "calibration" in mine.decoder and "calibration" not in other.decoder
-    assert [word.probability for word in mine.words] == pytest.approx(
-        [curve(word.probability) for word in other.words], abs=2e-4
-    )
+    expected = [curve(word.probability) for word in other.words]
+    assert [word.probability for word in mine.words] == pytest.approx(expected, abs=2e-4)
