@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from asr.calibration import is_calibration
+from asr.errors import InputError
 from asr.tensorfile import refusal, short
-from asr.text import BLANK, normalizers
+from asr.text import BLANK, normalizers, tokenizer
 
 MAX_TOKENS = 100_000
 MAX_DEPTH = 16  # of the JSON
@@ -138,6 +139,10 @@ def _check_tokens(tokens: list[Any], count: int, path: str | os.PathLike[str]) -
         raise refusal(path, f"card: the first token is {short(tokens[0])}, not {BLANK!r}")
     if len(set(tokens)) != len(tokens):
         raise refusal(path, "card: a token stands twice")
+    try:
+        tokenizer(tokens)
+    except InputError as error:
+        raise refusal(path, f"card: {error}") from error
 
 
 def check_json(value: Any, path: str | os.PathLike[str], finite: bool = True, depth: int = 0) -> None:

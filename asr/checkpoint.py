@@ -5,6 +5,7 @@ file                   ``format``   JSON under    holds
 =====================  ===========  ============  ======================================================
 ``model.safetensors``  asr          ``card``      weights, and all that transcription needs to know
 ``state-N``            asr-state    ``values``    weights, optimiser, random states; step, epoch, ...
+a language model       asr-lm       ``card``      weights and vocabulary of an LSTM (`asr.lstm_lm.model`)
 =====================  ===========  ============  ======================================================
 
 These keys and ``format_version`` stand in the file's metadata. A model comes from strangers: its card is
@@ -52,8 +53,8 @@ def save_model(path: str | os.PathLike[str], weights: Mapping[str, Tensor], card
     card = _as_read(card)
     check_card(card, path)
     for name, tensor in weights.items():
-        _check_finite(name, tensor, path)
-    tensorfile.write(path, weights, _metadata("asr", "card", card))
+        check_finite(name, tensor, path)
+    tensorfile.write(path, weights, metadata("asr", "card", card))
 
 
 def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def load_model(
             check_weights(header.tensors, expected(card), path)
         weights = tensorfile.read(file, header, path)
     for name, tensor in weights.items():
-        _check_finite(name, tensor, path)
+        check_finite(name, tensor, path)
     return card, weights
 
 
@@ -108,7 +109,7 @@ def check_weights(weights: Mapping[str, Any], expected: Expected, path: str | os
             raise refusal(path, f"weight {name!r} is {found[1]} {found[0]}, the card asks for {wanted[1]} {wanted[0]}")
 
 
-def _check_finite(name: str, tensor: Tensor, path: str | os.PathLike[str]) -> None:
+def check_finite(name: str, tensor: Tensor, path: str | os.PathLike[str]) -> None:
     """Refuse a weight with NaN or an infinity in it (without a copy of the tensor's size)."""
     if tensor.is_floating_point() and tensor.numel():
         low, high = torch.aminmax(tensor.detach())
@@ -154,7 +155,7 @@ def save_state(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], va
     number = _number_of(older[0]) + 1 if older else 1
     path = Path(folder) / f"state-{number:08d}.safetensors"
     check_json(values, path, finite=False)
-    tensorfile.write(path, tensors, _metadata("asr-state", "values", values))
+    tensorfile.write(path, tensors, metadata("asr-state", "values", values))
     for old in older:
         old.unlink(missing_ok=True)
     return path
@@ -190,7 +191,7 @@ def load_state(
 
 def _load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with tensorfile.opened(path) as (file, header):
-        values = _object(header, "asr-state", "values", path)
+        values = read_object(header, "asr-state", "values", path)
         check_json(values, path, finite=False)
         return tensorfile.read(file, header, path), values
 
@@ -214,22 +215,23 @@ def _as_read(card: dict[str, Any]) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(json.dumps(card | {"training": training})))
 
 
-def _metadata(form: str, key: str, value: dict[str, Any]) -> dict[str, str]:
+def metadata(form: str, key: str, value: dict[str, Any]) -> dict[str, str]:
+    """The metadata of a file of the format `form`, with one JSON object under `key`."""
     return {"format": form, "format_version": str(VERSION), key: json.dumps(value, ensure_ascii=False)}
 
 
 def _card(header: tensorfile.Header, path: str | os.PathLike[str]) -> dict[str, Any]:
-    card = _object(header, "asr", "card", path)
+    card = read_object(header, "asr", "card", path)
     check_card(card, path)
     return card
 
 
-def _object(header: tensorfile.Header, form: str, key: str, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON object of a file of the format `form`, of this version or an older one."""
+def read_object(header: tensorfile.Header, form: str, key: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object of a file of the format `form`, of this version or an older one. Raises InputError (status 2)."""
     metadata = header.metadata
     found, version = metadata.get("format"), metadata.get("format_version", "")
     if found != form:
-        kinds = {"asr": "a model", "asr-state": "a training state"}
+        kinds = {"asr": "a model", "asr-state": "a training state", "asr-lm": "an LSTM language model"}
         what = kinds.get(str(found), "a safetensors file of another program")
         raise refusal(path, f"{what}, not {kinds[form]} of asr")
     if not re.fullmatch(r"[1-9][0-9]{0,8}", version):

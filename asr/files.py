@@ -101,6 +101,16 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as safetensors do; False where it can't be read, which its reader will say."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return False
+    return start[8:] == b"{" and b"\0" in start
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename survive a power failure (POSIX; elsewhere a folder can't be opened, and nothing is done)."""
     with contextlib.suppress(OSError):

@@ -24,7 +24,7 @@ from asr.decode import kneser_ney
 from asr.decode.kneser_ney import Estimated
 from asr.errors import InputError
 
-units = ("word", "character")
+units = text.LM_UNITS
 MAX_ORDER = 10
 SPECIAL = ("<unk>", "<s>", "</s>")  # in the order of `kneser_ney`'s numbers
 _MEGABYTE = 1 << 20
@@ -39,7 +39,8 @@ class _Silent:
         """Nobody is looking."""
 
 
-def _silent(what: str, total: int) -> contextlib.AbstractContextManager[Any]:
+def silent(what: str, total: int) -> contextlib.AbstractContextManager[Any]:
+    """A `Counting` that shows nothing."""
     return contextlib.nullcontext(_Silent())
 
 
@@ -63,7 +64,7 @@ def sentences(
     paths: Sequence[str | os.PathLike[str]],
     unit: str = "word",
     normalizer: str = "none",
-    counting: Counting = _silent,
+    counting: Counting = silent,
 ) -> Iterator[list[str]]:
     """The sentences of text files as lists of words or characters.
 
@@ -98,8 +99,8 @@ def _split(line: str, unit: str) -> list[str]:
     if unit == "character":
         if text.BOUNDARY in line:
             raise InputError(f"holds {text.BOUNDARY!r}, the sign between words; remove it")
-        return list(line.replace(" ", text.BOUNDARY))
-    words = line.split()
+        return text.split(line, unit)
+    words = text.split(line, unit)
     if "<" in line and (special := set(SPECIAL) & set(words)):
         raise InputError(f"holds {min(special)!r} as a word, which models need for themselves; remove it")
     return words
@@ -164,7 +165,7 @@ def train(
     vocabulary: int | None = None,
     min_count: int | None = None,
     fallback: bool = False,
-    counting: Counting = _silent,
+    counting: Counting = silent,
 ) -> Trained:
     """Estimate an n-gram model on text and write it as ARPA. The same text gives the same bytes.
 
@@ -186,21 +187,26 @@ def train(
         AsrError: `out` can't be written.
     """
     _check(order, prune, vocabulary, min_count)
-    if os.fspath(out) == "-":
-        raise InputError("a model is written to a file, not to standard output; name one with -o", status=2)
-    if Path(out).exists() and any(path != "-" and Path(out).samefile(path) for path in paths if Path(path).exists()):
-        raise InputError(f"{out}: would take the place of the text it is made of; choose another name", status=2)
-    words, stream, count = _read(sentences(paths, unit, normalizer, counting))
+    check_output(paths, out)
+    words, stream, count = read_stream(sentences(paths, unit, normalizer, counting))
     if not count:
         raise InputError(f"{', '.join(map(str, paths))}: no sentence in it")
     with counting("counting, n-gram lengths", order) as counter:
         grams = kneser_ney.count(stream, len(words), order, counter.advance)
-    known = _vocabulary(grams[0].count, vocabulary, min_count)
+    known = kept_words(grams[0].count, vocabulary, min_count)
     model = kneser_ney.estimate(grams, prune, known, fallback)
     del grams
     write(out, words, model.orders, counting)
     sizes = [len(one.word) for one in model.orders]
     return Trained(count, len(stream) - 2 * count, sizes, [list(map(float, d[1:])) for d in model.discounts])
+
+
+def check_output(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
+    """Refuse to write a model to standard output or over its own text. Raises InputError (status 2)."""
+    if os.fspath(out) == "-":
+        raise InputError("a model is written to a file, not to standard output; name one with -o", status=2)
+    if Path(out).exists() and any(path != "-" and Path(out).samefile(path) for path in paths if Path(path).exists()):
+        raise InputError(f"{out}: would take the place of the text it is made of; choose another name", status=2)
 
 
 def _check(order: int, prune: Sequence[int], vocabulary: int | None, min_count: int | None) -> None:
@@ -212,13 +218,18 @@ def _check(order: int, prune: Sequence[int], vocabulary: int | None, min_count: 
         raise InputError(f"prune {shown}: more thresholds than the order {order}", status=2)
     if prune and (prune[0] != 0 or list(prune) != sorted(prune)):
         raise InputError(f"prune {shown}: start with 0 (--min-count drops words) and never fall", status=2)
+    check_vocabulary(vocabulary, min_count)
+
+
+def check_vocabulary(vocabulary: int | None, min_count: int | None) -> None:
+    """Refuse settings of `kept_words` that make no sense. Raises InputError (status 2)."""
     if vocabulary is not None and min_count is not None:
         raise InputError("give --vocab or --min-count, not both", status=2)
     if (vocabulary is not None and vocabulary < 1) or (min_count is not None and min_count < 1):
         raise InputError("--vocab and --min-count are at least 1", status=2)
 
 
-def _read(text_sentences: Iterator[list[str]]) -> tuple[list[str], np.ndarray, int]:
+def read_stream(text_sentences: Iterator[list[str]]) -> tuple[list[str], np.ndarray, int]:
     """The vocabulary (`SPECIAL`, then by code point), the text as `kneser_ney.count` takes it, its sentences."""
     ids: defaultdict[str, int] = defaultdict(lambda: len(ids))
     for word in SPECIAL:
@@ -235,7 +246,7 @@ def _read(text_sentences: Iterator[list[str]]) -> tuple[list[str], np.ndarray, i
     return words, renumbered[np.frombuffer(stream, np.int32)], count
 
 
-def _vocabulary(counts: np.ndarray, size: int | None, min_count: int | None) -> np.ndarray:
+def kept_words(counts: np.ndarray, size: int | None, min_count: int | None) -> np.ndarray:
     """Which words to keep: bool (V,). Of equally frequent ones those first in code point order."""
     known = np.ones(len(counts), bool)
     ordinary = counts[len(SPECIAL) :]
@@ -247,7 +258,7 @@ def _vocabulary(counts: np.ndarray, size: int | None, min_count: int | None) -> 
 
 
 def write(
-    path: str | os.PathLike[str], words: Sequence[str], orders: Sequence[Estimated], counting: Counting = _silent
+    path: str | os.PathLike[str], words: Sequence[str], orders: Sequence[Estimated], counting: Counting = silent
 ) -> None:
     """Write a model as ARPA, atomically; gzip where the name ends in ``.gz``. 7 digits: 1e-6 in a common logarithm.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import asr
-from asr import audio, batches, ctc, examples, features, files, optim, text
+from asr import audio, batches, ctc, examples, features, files, optim, text, units, warm_start
 from asr.augment import Augmentation
 from asr.batches import Batch
 from asr.card import check_card
@@ -75,7 +75,7 @@ class Run:
         )
         if not any(example.text for example in dev):
             raise InputError(f"{config.data.dev}: no words in its texts; the dev set has to tell good from bad models")
-        self.tokenizer = text.units[config.text.units].from_texts(example.text for example in train)
+        self.tokenizer = units.build(config.text.units, [example.text for example in train], config.text.pieces)
         self.front_end = features.build(**_settings(config.features))
         shape = dict(features=self.front_end.size, tokens=len(self.tokenizer.tokens), **_settings(config.model))
         self.model = AcousticModel(**shape).to(self.device)
@@ -91,6 +91,7 @@ class Run:
             self._loader(chosen, path) for chosen, path in ((train, config.data.train), (dev, config.data.dev))
         )
         self.averaged = optim.average_of(self.model) if config.optim.average else self.model
+        self.begun: dict[str, Any] | None = None  # with the weights of which model
         self.data = {path: files.sha256(path) for path in (config.data.train, config.data.dev)}
         if note := examples.narrow_band_note(train, self.front_end.rate):
             say(note)
@@ -122,6 +123,13 @@ class Run:
             cache,
         )
 
+    def begin(self) -> None:
+        """Take the weights of the model that the run starts from, if it does. Raises InputError as `warm_start`."""
+        if self.config.init_from:
+            self.begun, line = warm_start.begin(self.config.init_from, self.model, self.card)
+            self.averaged.load_state_dict(self.model.state_dict())
+            self.say(line)
+
     def groups(self, epoch: int) -> list[list[examples.Row]]:
         """The batches of an epoch."""
         rows = self.train.rows(epoch)
@@ -149,18 +157,23 @@ def save_state(run: Run, position: Position, folder: RunFolder) -> None:
     tensors["random.cpu"] = torch.get_rng_state()
     if run.device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(run.device)
-    folder.save_state(tensors, {"position": dataclasses.asdict(position), "data": run.data})
+    values = {"position": dataclasses.asdict(position), "data": run.data, "begun": run.begun}
+    folder.save_state(tensors, values)
 
 
 def resume(run: Run, folder: RunFolder) -> Position:
     """Put a run where its last state stands, or at the start."""
     state = folder.load_state()
     if state is None:
+        run.begin()
         return Position()
     tensors, values = state
+    run.begun = values.get("begun")
     if values["data"] != run.data:
+        changed = ", ".join(path for path in run.data if values["data"].get(path) != run.data[path])
         raise InputError(
-            f"{folder.path}: the manifests changed since this run began; choose another name (name=...)",
+            f"{folder.path}: the manifests changed since this run began ({changed}); put them back to go on, or choose "
+            "another name (name=...)",
             status=2,
         )
     for prefix, model in (("model.", run.model), ("averaged.", run.averaged)):
@@ -185,6 +198,7 @@ def facts(run: Run, recipe: str) -> dict[str, Any]:
         "recipe": recipe,
         "settings": dataclasses.asdict(run.config),
         "data": run.data,
+        **({"init_from": run.begun} if run.begun else {}),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "asr": asr.__version__,
         "torch": torch.__version__,

@@ -31,6 +31,7 @@ from asr.errors import AsrError, InputError
 _FREE = (
     "out",
     "device",
+    "data.dir",
     "data.cache",
     "data.cache_gigabytes",
     "training.save_minutes",

@@ -12,7 +12,8 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from asr.text import normalizers, units
+from asr import units
+from asr.text import normalizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Data:
     """Manifests, and how utterances become batches."""
 
     corpus: Annotated[str | None, CorpusName]
+    dir: str | None
+    sizes: Annotated[str, one_of("given", "auto")]
     train: str
     dev: str
     test: str | None
@@ -81,7 +84,8 @@ class Text:
     """From the manifest's text to the labels (`asr.text`)."""
 
     normalizer: Annotated[str, one_of(*normalizers)]
-    units: Annotated[str, one_of(*units)]
+    units: Annotated[str, one_of(*units.NAMES)]
+    pieces: Annotated[int | None, Between(2, 50_000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +171,7 @@ class Config:
     """Everything that says what a training run does."""
 
     seed: Annotated[int, Between(0, 2**31 - 1)]
+    init_from: str | None
     name: Annotated[str | None, FolderName]
     out: str
     device: Annotated[str, Device]

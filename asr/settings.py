@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 from asr.errors import InputError
-from asr.schema import SECTIONS, SETTINGS, Config, Features, Like, Setting
+from asr.schema import SECTIONS, SETTINGS, Config, Features, Like, Setting, Text
 
 MISSING = "???"  # OmegaConf's sign for a value that a recipe has to give
 _MAX_TEXT = 4096  # characters of a text setting: the longest path of common file systems
@@ -148,6 +148,7 @@ def _tree(section: Any, prefix: str, values: dict[str, Any]) -> Any:
 def _faults(config: Config) -> Iterator[str]:
     """Settings that contradict one another, or of which one makes the other void."""
     yield from _feature_faults(config.features)
+    yield from _text_faults(config.text)
     model, augment = config.model, config.augment
     if model.channels is not None and not model.convolutions:
         yield "model.channels has no effect without model.convolutions; set it to null"
@@ -163,8 +164,17 @@ def _faults(config: Config) -> Iterator[str]:
         if bool(getattr(augment, one)) != bool(getattr(augment, other)):
             zero, void = (one, other) if not getattr(augment, one) else (other, one)
             yield f"augment.{void} has no effect while augment.{zero} is 0; set both or neither"
+    if config.data.dir is not None and config.data.corpus is None:
+        yield "data.dir has no effect without data.corpus; set it too, such as data.corpus=folder"
     if config.data.cache is not None and not config.data.cache_gigabytes:
         yield "data.cache has no effect while data.cache_gigabytes is 0; set a size, or data.cache=null"
+
+
+def _text_faults(text: Text) -> Iterator[str]:
+    if text.units == "bpe" and text.pieces is None:
+        yield "text.pieces is null, but text.units=bpe needs it; set a number, such as 256"
+    if text.units != "bpe" and text.pieces is not None:
+        yield f"text.pieces has no effect with text.units={text.units}; set it to null"
 
 
 def _feature_faults(features: Features) -> Iterator[str]:

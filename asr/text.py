@@ -1,10 +1,13 @@
-"""Text and tokens: named normalisers, and tokenizers of characters and of words, with the CTC blank and word boundary.
+"""Text and tokens: named normalisers, and tokenizers with the CTC blank and the word boundary.
 
 Every text is brought to Unicode NFC with single spaces first, so that the same word is the same characters whatever
-wrote the file. Tokens are texts: token 0 is the blank, the others are characters with `BOUNDARY` between words, or
-whole words with `BOUNDARY` in front.
+wrote the file. Tokens are texts, and a list of them says what kind it is (`tokenizer`): token 0 is the blank, the
+others are characters with `BOUNDARY` between words, whole words with `BOUNDARY` in front, or pieces of words, of which
+the first one of a word has it in front. `asr.units` makes tokenizers from the texts of a corpus.
 """
 
+import functools
+import itertools
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,6 +15,7 @@ from asr.errors import InputError
 
 BLANK = "<blank>"
 BOUNDARY = "|"
+LM_UNITS = ("word", "character")  # what the words of a language model may be
 _SHOWN = 10  # unknown characters or words named in an error
 _LONGEST_WORD = 99  # with the boundary in front the longest token that a model file holds
 
@@ -83,7 +87,7 @@ class CharTokenizer:
         try:
             return [self._ids[character] for character in text]
         except KeyError as error:
-            unknown = [f"{c!r} (U+{ord(c):04X})" for c in dict.fromkeys(text) if c not in self._ids]
+            unknown = [_named(c) for c in dict.fromkeys(text) if c not in self._ids]
             raise InputError(f"{_unknown('character', unknown)} not among the {len(self.tokens)} tokens") from error
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -137,14 +141,83 @@ class WordTokenizer:
         return join([self.tokens[number] for number in ids if number])
 
 
-Tokenizer = CharTokenizer | WordTokenizer
-units: dict[str, type[CharTokenizer] | type[WordTokenizer]] = {"characters": CharTokenizer, "words": WordTokenizer}
+class PieceTokenizer:
+    """Pieces of words as tokens, joined from characters in the order of the list (byte-pair encoding).
+
+    A word is spelled as characters with the boundary in front. Of all neighbours that are a piece together the pair
+    whose piece comes first in the list is joined, the leftmost of equals, until no pair is left (Sennrich, Haddow and
+    Birch 2016). So the list is all that it takes to encode, and gives what sentencepiece gives, which learns it.
+
+    Args:
+        tokens: blank first, then pieces in the order in which they were learnt, among them the boundary and all
+            characters, each once; a boundary stands in front of a piece only.
+
+    Raises:
+        InputError: the list does not start with the blank, or holds a token twice or one that is no piece.
+    """
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        _check(tokens)
+        wrong = [token for token in tokens[1:] if not token or BOUNDARY in token[1:] or "".join(token.split()) != token]
+        if wrong:
+            raise InputError(f"the token list is wrong: {wrong[0]!r} is no piece of a word", status=2)
+        self.tokens = list(tokens)
+        self._ids = {token: number for number, token in enumerate(tokens) if number}
+        self._word = functools.lru_cache(1 << 16)(self._encode_word)  # most words of a corpus come again
+
+    def encode(self, text: str) -> list[int]:
+        """Token numbers of a normalised text.
+
+        Raises:
+            InputError: characters are not among the tokens; the message names them.
+        """
+        if BOUNDARY in text:
+            _refuse_boundary({BOUNDARY})
+        try:
+            return [number for word in text.split() for number in self._word(word)]
+        except KeyError as error:
+            unknown = [_named(c) for c in dict.fromkeys(text.replace(" ", "")) if c not in self._ids]
+            raise InputError(f"{_unknown('character', unknown)} not among the {len(self.tokens)} tokens") from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token numbers (blanks left out)."""
+        return join([self.tokens[number] for number in ids if number])
+
+    def _encode_word(self, word: str) -> tuple[int, ...]:
+        parts = [BOUNDARY, *word]
+        never = len(self.tokens)
+        ranks = [self._ids.get(one + other, never) for one, other in itertools.pairwise(parts)]
+        while ranks and (best := min(ranks)) < never:
+            place = ranks.index(best)
+            parts[place : place + 2] = [self.tokens[best]]
+            del ranks[place]
+            for near in (place - 1, place):
+                if 0 <= near < len(ranks):
+                    ranks[near] = self._ids.get(parts[near] + parts[near + 1], never)
+        return tuple(self._ids[part] for part in parts)
+
+
+Tokenizer = CharTokenizer | WordTokenizer | PieceTokenizer
 
 
 def tokenizer(tokens: Sequence[str]) -> Tokenizer:
-    """The tokenizer that has these tokens. Raises InputError where there is none."""
-    whole = len(tokens) > 1 and all(token[:1] == BOUNDARY != token for token in tokens[1:])
-    return WordTokenizer(tokens) if whole else CharTokenizer(tokens)
+    """The tokenizer of a token list: of words where each has the boundary in front, of pieces where any is longer.
+
+    Raises:
+        InputError: the list is wrong.
+    """
+    if len(tokens) > 1 and all(token[:1] == BOUNDARY != token for token in tokens[1:]):
+        return WordTokenizer(tokens)
+    return PieceTokenizer(tokens) if any(len(token) > 1 for token in tokens[1:]) else CharTokenizer(tokens)
+
+
+def _named(character: str) -> str:
+    return f"{character!r} (U+{ord(character):04X})"
+
+
+def split(line: str, unit: str) -> list[str]:
+    """What a language model of that unit sees in a normalised line: its words, or its characters and boundaries."""
+    return list(line.replace(" ", BOUNDARY)) if unit == "character" else line.split()
 
 
 def _unknown(kind: str, items: list[str]) -> str:

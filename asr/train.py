@@ -260,6 +260,7 @@ def overfit_one_batch(config: Config, steps: int, say: Callable[[str], None]) ->
     the batch's texts came out right within `steps` steps.
     """
     run = Run(config, say)
+    run.begin()
     rows = run.groups(0)[0]
     batch = run.train.batch(rows).to(run.device)
     expected = [run.tokenizer.decode(run.train.labels(row)) for row in rows]

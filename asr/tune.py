@@ -1,5 +1,7 @@
 """Decoder settings from a dev manifest: emissions once, then language model weight, word bonus and beam by search.
 
+Where a network rescores, its share is found last, on the hypotheses of the best search.
+
 Every setting decodes the same emissions. The one with the fewest word errors wins; of equals the one with the fewest
 character errors, then the one in the middle of them.
 """
@@ -19,6 +21,7 @@ from asr.calibration import Calibration
 from asr.ctc import Hypothesis
 from asr.decode import settings
 from asr.decode.beam import BeamSearch
+from asr.decode.rescore import Rescorer, reranked
 from asr.errors import InputError
 from asr.recognizer import Recognizer
 from asr.score import Comparison, compare, score
@@ -26,6 +29,7 @@ from asr.score import Comparison, compare, score
 LM_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 WORD_BONUSES = (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
 BEAMS = (16, 50, 100)
+RESCORE_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +44,57 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True)
+class Share:
+    """One share of a network in rescoring and its word and character errors, as in `Trial`."""
+
+    rescore_weight: float
+    wer: float
+    cer: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescoring:
+    """All shares of the network, the best of them, and how it compares with the search alone."""
+
+    shares: list[Share]
+    best: Share
+    gain: Comparison
+
+
+@dataclasses.dataclass(frozen=True)
 class Tuning:
-    """All trials, the best, how it compares with greedy decoding of the same emissions, its words' calibration."""
+    """All trials, the best of them, and how the best compares with greedy decoding of the same emissions.
+
+    `curve` calibrates the words of the best settings. `rescoring`: what came of it, where a network rescores; the
+    comparison with greedy decoding is of the search alone.
+    """
 
     trials: list[Trial]
     best: Trial
     gain: Comparison
     curve: Calibration
+    rescoring: Rescoring | None = None
+
+    def chosen(self) -> dict[str, Any]:
+        """The best settings, as `asr.decode.settings.build` takes them."""
+        return _settings(self.best) | ({"rescore_weight": self.rescoring.best.rescore_weight} if self.rescoring else {})
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON."""
-        return {
+        found = {
             "best": dataclasses.asdict(self.best),
             "greedy_and_best": self.gain.to_json(),
             "calibration": self.curve.to_json(),
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
+        }
+        if self.rescoring is None:
+            return found
+        return found | {
+            "rescoring": {
+                "best": dataclasses.asdict(self.rescoring.best),
+                "search_and_best": self.rescoring.gain.to_json(),
+                "shares": [dataclasses.asdict(share) for share in self.rescoring.shares],
+            }
         }
 
 
@@ -100,6 +140,7 @@ def tune(
     lm_weights: Sequence[float] = LM_WEIGHTS,
     word_bonuses: Sequence[float] = WORD_BONUSES,
     beams: Sequence[int] = BEAMS,
+    rescore_weights: Sequence[float] = RESCORE_WEIGHTS,
     advance: Callable[[], None] = lambda: None,
 ) -> Tuning:
     """Find the settings for a language model on a dev set.
@@ -113,12 +154,13 @@ def tune(
         lm_weights: factors on the language model's logarithms, ascending.
         word_bonuses: nats a word, ascending.
         beams: prefixes kept after every frame, ascending.
+        rescore_weights: shares of the network that ``rescore`` in `options` names, ascending.
         advance: called after every trial.
 
     Raises:
         InputError: no language model is given, or the search refuses the settings.
     """
-    search = settings.build(spoken.tokens, options)
+    search = settings.search(spoken.tokens, options)
     tried: dict[tuple[float, float, int], Trial] = {}
 
     def attempt(weight: float, bonus: float, beam: int) -> Trial:
@@ -139,10 +181,42 @@ def tune(
     best = min((trial for trial in smaller if trial.wer <= best.wer), key=lambda trial: trial.beam)
     chosen = search.with_settings(lm_weight=best.lm_weight, word_bonus=best.word_bonus, beam=best.beam)
     greedy = [ctc.greedy(row[None], torch.tensor([len(row)]), spoken.tokens)[0].text for row in spoken.emissions]
-    found = _decode(chosen, spoken)
+    found, rescoring = _decode(chosen, spoken), None
     gain = compare(spoken.references, greedy, [one.text for one in found], normalizer=spoken.normalizer)
+    if "rescore" in options:
+        decoder = settings.build(spoken.tokens, dict(options) | _settings(best))
+        assert isinstance(decoder, Rescorer)
+        found, rescoring = _rescore(decoder, spoken, rescore_weights, advance)
     judged = confidence.judge(spoken.references, [confidence.sureness(one) for one in found], spoken.normalizer)
-    return Tuning(list(tried.values()), best, gain, calibration.fit(judged.probability, judged.right))
+    return Tuning(list(tried.values()), best, gain, calibration.fit(judged.probability, judged.right), rescoring)
+
+
+def _settings(trial: Trial) -> dict[str, Any]:
+    """What a trial tried, by the names of `BeamSearch`."""
+    return {"beam": trial.beam, "lm_weight": trial.lm_weight, "word_bonus": trial.word_bonus}
+
+
+def _rescore(
+    decoder: Rescorer, spoken: Spoken, weights: Sequence[float], advance: Callable[[], None]
+) -> tuple[list[Hypothesis], Rescoring]:
+    """What is heard with the best share of the network; hypotheses and their scores are computed once."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        lists = list(pool.map(decoder.candidates, spoken.emissions))
+
+    def heard(weight: float) -> list[Hypothesis]:
+        return [reranked(found, terms, weight)[0] for found, terms in lists]
+
+    shares = []
+    for weight in weights:
+        shares.append(Share(weight, *_rates(spoken, [one.text for one in heard(weight)])))
+        advance()
+    fewest = min((share.wer, share.cer) for share in shares)
+    equals = [share for share in shares if (share.wer, share.cer) == fewest]
+    best = equals[(len(equals) - 1) // 2]
+    found = heard(best.rescore_weight)
+    alone, rescored = ([one.text for one in side] for side in (heard(0.0), found))
+    gain = compare(spoken.references, alone, rescored, normalizer=spoken.normalizer)
+    return found, Rescoring(shares, best, gain)
 
 
 def check(
@@ -151,6 +225,7 @@ def check(
     lm_weights: Sequence[float],
     word_bonuses: Sequence[float],
     beams: Sequence[int],
+    rescore_weights: Sequence[float] = RESCORE_WEIGHTS,
 ) -> BeamSearch:
     """The search that `tune` begins with; refuses what it would refuse before the dev set is listened to.
 
@@ -159,16 +234,26 @@ def check(
     """
     if "lm" not in options:
         raise InputError("without a language model there is no weight to find; add --lm", status=2)
-    search = settings.build(tokens, options)
+    search = settings.search(tokens, options)
+    if unused := [key for key in ("rescore_nbest", "rescore_weight") if key in options and "rescore" not in options]:
+        raise InputError(f"{unused[0]} has no effect without rescore, an LSTM language model", status=2)
+    if "rescore" in options:
+        for weight in (min(rescore_weights), max(rescore_weights)):
+            settings.build(tokens, dict(options) | {"rescore_weight": weight, "lm_weight": max(lm_weights)})
     for name, values in (("lm_weight", lm_weights), ("word_bonus", word_bonuses), ("beam", beams)):
         for value in values:
             search.with_settings(**{name: value})
     return search
 
 
-def trials(lm_weights: Sequence[float], word_bonuses: Sequence[float], beams: Sequence[int]) -> int:
+def trials(
+    lm_weights: Sequence[float],
+    word_bonuses: Sequence[float],
+    beams: Sequence[int],
+    rescore_weights: Sequence[float] = (),
+) -> int:
     """How many trials `tune` makes at most."""
-    return len(lm_weights) * len(word_bonuses) + 8 + len(beams)
+    return len(lm_weights) * len(word_bonuses) + 8 + len(beams) + len(rescore_weights)
 
 
 def _decode(search: BeamSearch, spoken: Spoken) -> list[Hypothesis]:

@@ -257,7 +257,7 @@ def test_an_archive_can_be_the_source(served_yesno: Callable[..., source.Corpus]
 
 
 def test_the_known_homes_are_https_and_the_page_on_corpora_names_their_checksums() -> None:
-    from asr.corpora import an4, fsdd
+    from asr.corpora import an4, fsdd, librispeech, mini_librispeech
 
     page = (Path(__file__).parents[1] / "docs" / "corpora.md").read_text(encoding="utf-8")
     for corpus in (an4.CORPUS, fsdd.CORPUS, yesno.CORPUS):
@@ -266,3 +266,7 @@ def test_the_known_homes_are_https_and_the_page_on_corpora_names_their_checksums
         for digest in filter(None, (corpus.sha256, corpus.archive.sha256)):
             assert len(bytes.fromhex(digest)) == 32
             assert f"`{digest[:8]}…`" in page
+    for part in (mini_librispeech.TRAIN, mini_librispeech.DEV, *librispeech.PARTS.values()):
+        assert part.archive.url.startswith("https://") and part.archive.url.endswith(f"/{part.name}.tar.gz")
+        assert len(bytes.fromhex(part.archive.sha256 or part.archive.md5)) in (16, 32)
+        assert not part.archive.md5 or f"`{part.archive.md5[:8]}…`" in page

@@ -80,7 +80,7 @@ def test_text_comes_from_standard_input(run, monkeypatch, tmp_path):
 
 
 def test_digits_written_are_read_back_to_a_millionth(tmp_path):
-    words, stream, _ = lm._read(lm.sentences([TEXT]))
+    words, stream, _ = lm.read_stream(lm.sentences([TEXT]))
     model = kneser_ney.estimate(kneser_ney.count(stream, len(words), 2))
     lm.write(tmp_path / "m.arpa", words, model.orders)
     read = NGram.load(tmp_path / "m.arpa")

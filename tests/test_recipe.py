@@ -81,7 +81,7 @@ RECIPE_FAULTS = [
     ("[1, 2]: 2\n", "line 1: a key is one word"),
     ("model: tiny\n", "line 1: model holds keys (stack, convolutions, channels"),
     ("model: tiny\n", "defaults choose variants: '- override model: CHOICE'"),
-    ("data:\n", "line 1: data holds keys (corpus, train"),
+    ("data:\n", "line 1: data holds keys (corpus, dir"),
     ("seed: [1]\n", "line 1: seed is not a whole number"),
     ("seed: {a: 1}\n", "line 1: seed is not a whole number"),
     ("model:\n  convolutions: [[1], 2]\n", "line 2: model.convolutions is not a list such as [1,2]"),

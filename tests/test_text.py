@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.errors import InputError
-from asr.text import BLANK, BOUNDARY, CharTokenizer, WordTokenizer, join, normalizer, normalizers, units
+from asr.text import BLANK, BOUNDARY, CharTokenizer, WordTokenizer, join, normalizer, normalizers
 
 WORDS = st.lists(st.text(st.characters(exclude_categories=["Z", "C", "M"], exclude_characters="|"), min_size=1))
 
@@ -39,10 +39,10 @@ def test_an_unknown_normaliser_is_named_with_the_known_ones():
     assert caught.value.status == 2
 
 
-@given(st.lists(WORDS, min_size=1), st.sampled_from(sorted(units)))
-def test_decoding_gives_back_what_was_encoded(texts, unit):
+@given(st.lists(WORDS, min_size=1), st.sampled_from([CharTokenizer, WordTokenizer]))
+def test_decoding_gives_back_what_was_encoded(texts, kind):
     sentences = [normalizers["none"](" ".join(words)) for words in texts]
-    tokenizer = units[unit].from_texts(sentences)
+    tokenizer = kind.from_texts(sentences)
     for sentence in sentences:
         assert tokenizer.decode(tokenizer.encode(sentence)) == sentence
 
@@ -93,7 +93,7 @@ def test_an_unknown_character_is_named():
         CharTokenizer([BLANK, "|", "a", "b"]).encode("a é")
 
 
-@pytest.mark.parametrize("unit", sorted(units))
-def test_the_boundary_sign_in_a_text_is_an_error(unit):
+@pytest.mark.parametrize("kind", [CharTokenizer, WordTokenizer])
+def test_the_boundary_sign_in_a_text_is_an_error(kind):
     with pytest.raises(InputError, match="which is the word boundary's own sign"):
-        units[unit].from_texts(["a|b"])
+        kind.from_texts(["a|b"])

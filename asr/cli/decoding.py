@@ -17,8 +17,16 @@ def add_decoding(parser: argparse.ArgumentParser, nbest: bool = False) -> None:
     parser.add_argument("--beam", type=int, help="prefixes kept after every frame (100)")
     parser.add_argument("--lm-weight", type=float, help="factor on the language model's logarithms (0.5)")
     parser.add_argument("--word-bonus", type=float, help="nats a word (1.5 with a language model of words, else 0)")
+    add_rescoring(parser)
+    parser.add_argument("--rescore-weight", type=float, help="share of the LSTM's score, 0 to 1 (0.5)")
     if nbest:
         parser.add_argument("--nbest", type=int, help="hypotheses in the JSON, best first (1)")
+
+
+def add_rescoring(parser: argparse.ArgumentParser) -> None:
+    """The flags for a second look at what a search has found."""
+    parser.add_argument("--rescore", type=Path, metavar="LSTM", help="LSTM language model that rescores hypotheses")
+    parser.add_argument("--rescore-nbest", type=int, help="hypotheses that it rescores (50)")
 
 
 def add_vocabulary(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +46,7 @@ def build_decoder(args: argparse.Namespace, model: Any, screen: Any) -> Any:
         InputError: a flag has no effect on that decoder, or its value or file is wrong (status 2).
     """
     given = vocabulary(args, model.card["normalizer"])
-    for name in ("beam", "nbest", "lm_weight", "word_bonus"):
+    for name in ("beam", "nbest", "lm_weight", "word_bonus", "rescore", "rescore_weight", "rescore_nbest"):
         if getattr(args, name, None) is not None:
             given[name] = getattr(args, name)
     if args.decoder == "greedy":

@@ -12,7 +12,7 @@ from asr.errors import InputError
 def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the verbs and their flags."""
     prepare = verb("prepare", _prepare, "Make a corpus's manifests from a local copy or a download.")
-    prepare.add_argument("corpus", help="fsdd, fsdd_strings, yesno, an4, synth_digits")
+    prepare.add_argument("corpus", help="fsdd, an4, librispeech and others (docs/corpora.md); folder: your own")
     prepare.add_argument("--source", type=Path, help="folder of a local copy (else ASR_DATA, else a download)")
     prepare.add_argument("--out", type=Path, default=Path("data"), help="folder of prepared corpora (data)")
     prepare.add_argument("--no-download", action="store_true", help="an error where no local copy is found")
@@ -55,23 +55,50 @@ def _train(args: argparse.Namespace) -> int:
     from asr.console import Screen
     from asr.run_folder import is_finished, run_path
 
-    screen, stop = Screen(args.quiet), _Signals()
+    screen, stop = Screen(args.quiet), Signals()
     name = config.name_of(recipe[0])
-    for settings in configs:
+    for settings, job in zip(configs, jobs, strict=True):
         if args.multirun and is_finished(run_path(settings, name)):
             screen.say(f"{run_path(settings, name)}: finished already")
-        elif status := _train_one(args, settings, name, screen, stop):
+            continue
+        fixed = _prepared(settings, recipe[0], job, screen.say)
+        if status := _train_one(args, fixed, name, screen, stop):
             return status
     return 0
 
 
-def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "_Signals") -> int:
-    """Prepare the corpus where its manifests are missing, then train one run."""
-    from asr import corpora, train
+def _prepared(settings: Any, recipe: str, job: list[str], say: Callable[[str], None]) -> Any:
+    """Prepare the corpus where its manifests are missing; returns the settings, with sizes where these are auto."""
+    from asr import config, corpora, sizes
 
-    manifest = Path(settings.data.train)
-    if settings.data.corpus and not manifest.exists():
-        corpora.prepare(settings.data.corpus, manifest.parent.parent, say=screen.say)
+    data, chosen = settings.data, dict[str, str]()
+    if data.corpus and (data.sizes == "auto" or not Path(data.train).exists()):
+        paths = corpora.prepare(data.corpus, _corpora_folder(data), data.dir, say=say)
+        if data.sizes == "auto":
+            chosen = {f"data.{split}": str(paths[split]) for split in ("train", "dev", "test") if split in paths}
+    if data.sizes != "auto":
+        return settings
+    given = {item.partition("=")[0] for item in job}
+    found, why = sizes.choose(chosen.get("data.train", data.train), chosen.get("data.dev", data.dev))
+    choices = sizes.overrides(found, given)
+    say(f"chosen for {why}: {' '.join(choices) or 'nothing, all of it was given'}")
+    where = sizes.overrides(chosen, given)
+    others = [item for item in job if not item.startswith("data.sizes=")]
+    return config.load(recipe, [*others, *where, *choices, "data.sizes=given"])
+
+
+def _corpora_folder(data: Any) -> Path:
+    """The folder of prepared corpora that data.train lies in, as ``OUT/CORPUS/train.jsonl`` or deeper."""
+    for parent in Path(data.train).parents:
+        if parent.name == data.corpus:
+            return parent.parent
+    return Path(data.train).parent.parent
+
+
+def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any, stop: "Signals") -> int:
+    """Train one run, or learn one batch by heart."""
+    from asr import train
+
     if args.overfit_one_batch:
         learnt = train.overfit_one_batch(settings, 500, screen.say)
         print("learnt by heart" if learnt else "not learnt: look at the data, or lower optim.lr")
@@ -86,7 +113,7 @@ def _train_one(args: argparse.Namespace, settings: Any, recipe: str, screen: Any
     return 0
 
 
-class _Signals:
+class Signals:
     """Notes the first SIGINT or SIGTERM, so that training can save and stop; a second SIGINT ends at once."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asr.cli.decoding import add_vocabulary, prepare, vocabulary
+from asr.cli.decoding import add_rescoring, add_vocabulary, prepare, vocabulary
 from asr.cli.models import add_model
 from asr.errors import InputError
 
@@ -17,10 +17,12 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add_model(tune)
     tune.add_argument("--manifest", type=Path, required=True, help="dev manifest with references (not the test set)")
     add_vocabulary(tune)
+    add_rescoring(tune)
     tune.add_argument("-o", "--output", type=Path, default=Path("decoder.json"), help="file to write (decoder.json)")
     tune.add_argument("--lm-weights", type=float, nargs="+", help="weights to try (0 to 3)")
     tune.add_argument("--word-bonuses", type=float, nargs="+", help="bonuses to try, nats a word (-1 to 4)")
     tune.add_argument("--beams", type=int, nargs="+", help="beams to try (16 50 100)")
+    tune.add_argument("--rescore-weights", type=float, nargs="+", help="shares of the LSTM to try (0 to 1)")
     tune.add_argument("--json", action="store_true", help="all trials as JSON")
 
 
@@ -39,6 +41,11 @@ def _tune(args: argparse.Namespace) -> int:
     }
     model = recognizer.load(args.model, args.device)
     options = vocabulary(args, model.card["normalizer"])
+    options |= {name: value for name in ("rescore", "rescore_nbest") if (value := getattr(args, name)) is not None}
+    if args.rescore:
+        grid["rescore_weights"] = sorted(set(args.rescore_weights or tune.RESCORE_WEIGHTS))
+    elif args.rescore_weights:
+        raise InputError("--rescore-weights has no effect without --rescore", status=2)
     prepare(tune.check(model.tokens, options, **grid), screen)  # before the work, which may take long
     files.check_writable(args.output)
     with screen.counting("listening", len(manifest.read(args.manifest))) as counter:
@@ -46,9 +53,12 @@ def _tune(args: argparse.Namespace) -> int:
     with screen.counting("tuning", tune.trials(**grid)) as counter:
         tuning = tune.tune(spoken, options, **grid, advance=counter.advance)
     best = tuning.best
-    chosen: dict[str, Any] = {"beam": best.beam, "lm_weight": best.lm_weight, "word_bonus": best.word_bonus}
+    chosen = options | tuning.chosen()
     chosen["calibration"] = tuning.curve.to_json() | {"model": model.identity["sha256"]}
-    settings.write(args.output, options | chosen)
+    helps = tuning.rescoring and tuning.rescoring.best.rescore_weight > 0
+    if not helps:
+        chosen = {key: value for key, value in chosen.items() if not key.startswith("rescore")}
+    settings.write(args.output, chosen)
     tune.draw(tuning, args.output.with_suffix(".png"))
     if args.json:
         print(json.dumps(tuning.to_json()))
@@ -58,5 +68,12 @@ def _tune(args: argparse.Namespace) -> int:
         rates = f"{100 * trial.wer:6.2f}  {100 * trial.cer:6.2f}"
         print(f"{trial.lm_weight:9g}  {trial.word_bonus:6g}  {trial.beam:5d}  {rates}")
     print(f"greedy (a) and the best of {len(tuning.trials)} (b), chosen on this very manifest:\n{tuning.gain}")
+    if tuning.rescoring:
+        print(f"\n{'share':>9}  {'WER %':>6}  {'CER %':>6}")
+        for share in tuning.rescoring.shares:
+            print(f"{share.rescore_weight:9g}  {100 * share.wer:6.2f}  {100 * share.cer:6.2f}")
+        print(f"the search alone (a) and rescored with the best share (b):\n{tuning.rescoring.gain}")
+        if not helps:
+            print(f"the LSTM makes no fewer errors: {args.output} leaves it out")
     print(f"{args.output}: --lm-weight {best.lm_weight:g} --word-bonus {best.word_bonus:g} --beam {best.beam}")
     return 0

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from asr.errors import InputError
 
-NAMES = ("fsdd", "fsdd_strings", "yesno", "an4", "synth_digits")
+_SIZES = ("librispeech_460", "librispeech_960")  # of the module `librispeech`, with more hours of training
+NAMES = (
+    "fsdd", "fsdd_strings", "yesno", "an4", "synth_digits", "mini_librispeech", "librispeech", *_SIZES,
+    "commonvoice", "folder",
+)  # fmt: skip
 
 
 def prepare(
@@ -28,7 +32,7 @@ def prepare(
         say: takes each line of progress.
 
     Returns:
-        The paths of the manifests ``train``, ``dev`` and ``test``.
+        The paths of the manifests ``train``, ``dev`` and, as far as the corpus has them, ``test`` and more.
 
     Raises:
         InputError: an unknown name or source (status 2), no copy found, a file that isn't what it should be.
@@ -41,7 +45,9 @@ def prepare(
     said = say or _silent
     root, copy = Path(out), None if source is None else Path(source)
     before = _stamp(root / name)
-    paths: dict[str, Path] = importlib.import_module(f"asr.corpora.{name}").prepare(root, copy, download, said)
+    extra = {"name": name} if name in _SIZES else {}
+    module = importlib.import_module(f"asr.corpora.{'librispeech' if extra else name}")
+    paths: dict[str, Path] = module.prepare(root, copy, download, said, **extra)
     if before is not None and before == _stamp(root / name):
         said(f"{name}: prepared already, in {root / name}")
     return paths

@@ -16,7 +16,7 @@ training.
 import re
 from pathlib import Path
 
-from asr.corpora import folder as prepared
+from asr.corpora import prepared
 from asr.corpora.download import Archive, Say
 from asr.corpora.source import Corpus, Recording, obtain
 from asr.errors import InputError

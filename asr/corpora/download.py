@@ -2,8 +2,8 @@
 
 Only ``https`` (and ``http`` on this machine, for tests and mirrors) is followed, redirects included. The
 file takes its name only when it is whole and its checksum is right; what a broken download left is removed.
-No more than twice the announced size is ever read. Resuming is not attempted: the largest archive here has
-64 MB.
+No more than twice the announced size is ever read. Resuming is not attempted: whoever wants tens of
+gigabytes over an unsteady line fetches the archive with a tool made for that and names it by ``--source``.
 """
 
 import dataclasses
@@ -31,11 +31,12 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A published archive: its address, its size in bytes, its SHA-256 where a trusted one is known."""
+    """A published archive: its address, its size in bytes, its SHA-256 or MD5 where a trusted one is known."""
 
     url: str
     size: int
     sha256: str | None = None
+    md5: str | None = None  # enough against damage on the way, not against intent
 
 
 def download(
@@ -49,19 +50,21 @@ def download(
         AsrError: no connection, an HTTP error, a connection that breaks or stalls `timeout` seconds, no room.
     """
     check_url(archive.url)
-    check = "checksum known" if archive.sha256 else "no published checksum; the recordings are checked instead"
+    check = "checksum known" if archive.sha256 or archive.md5 else "no published checksum; the recordings are checked"
     say(f"downloading {archive.url}: {_megabytes(archive.size)}, {check}; licence: {licence}")
     response = _open(archive.url, timeout)
-    digest = hashlib.sha256()
+    digest, older = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with response, files.atomic(path) as file:
         for block in _blocks(response, archive, say):
             digest.update(block)
+            older.update(block)
             file.write(block)
-        if archive.sha256 and digest.hexdigest() != archive.sha256:
-            raise InputError(
-                f"{archive.url}: wrong checksum (SHA-256 {digest.hexdigest()}, expected {archive.sha256}); "
-                "nothing kept; try again, or get the corpus yourself and give --source"
-            )
+        for name, found, known in (("SHA-256", digest, archive.sha256), ("MD5", older, archive.md5)):
+            if known and found.hexdigest() != known:
+                raise InputError(
+                    f"{archive.url}: wrong checksum ({name} {found.hexdigest()}, expected {known}); "
+                    "nothing kept; try again, or get the corpus yourself and give --source"
+                )
     return digest.hexdigest()
 
 

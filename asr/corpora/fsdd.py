@@ -14,7 +14,7 @@ to 3 or 4 percentage points only), dev and train are the dev and train takes of 
 import re
 from pathlib import Path
 
-from asr.corpora import folder as prepared
+from asr.corpora import prepared
 from asr.corpora.download import Archive, Say
 from asr.corpora.source import Copy, Corpus, Recording, obtain
 from asr.manifest import Utterance

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr.corpora import folder as prepared
+from asr.corpora import prepared
 from asr.corpora.download import Say
 from asr.corpora.fsdd import CORPUS as FSDD
 from asr.corpora.fsdd import split_of

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from asr import audio
-from asr.corpora import folder as prepared
+from asr.corpora import prepared
 from asr.corpora.download import Say
 from asr.corpora.espeak import Request, speak
 from asr.corpora.fsdd import WORDS

@@ -11,7 +11,7 @@ Splits: nothing official. By name, the first 24 are train, the next 6 dev, the l
 import re
 from pathlib import Path
 
-from asr.corpora import folder as prepared
+from asr.corpora import prepared
 from asr.corpora.download import Archive, Say
 from asr.corpora.source import Corpus, Recording, obtain
 

@@ -11,13 +11,11 @@ two states are equal where all that can follow has equal probabilities by the sh
 """
 
 import dataclasses
-import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +25,7 @@ from asr.decode import arpa, tables
 from asr.decode.scan import LN10, child
 from asr.decode.tables import Tables
 from asr.errors import InputError
+from asr.perplexity import Perplexity
 
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
 UNK_LOGPROB = -100 * LN10  # of a model without <unk>, as kenlm has it
@@ -66,48 +65,6 @@ def step(
         total += float(backoff[state])
         state = int(suffix[state])
     return total + float(logprob[w + 1]), int(follow[w + 1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Perplexity:
-    """How well a model foresees a text; each sentence's end counts as a word, as in kenlm's `query`.
-
-    Attributes:
-        sentences: number of sentences.
-        words: number of words, unknown ones among them, ends of sentences not.
-        unknown: number of words that the model does not have.
-        logprob: sum of the natural logarithms of all probabilities.
-        unknown_logprob: the part of it that the unknown words have.
-    """
-
-    sentences: int
-    words: int
-    unknown: int
-    logprob: float
-    unknown_logprob: float
-
-    @property
-    def perplexity(self) -> float:
-        """E to the power of minus the mean over all words and ends; not a number without sentences."""
-        return _exp_mean(self.logprob, self.words + self.sentences)
-
-    @property
-    def known_perplexity(self) -> float:
-        """The same without the unknown words, which still stand before others."""
-        return _exp_mean(self.logprob - self.unknown_logprob, self.words + self.sentences - self.unknown)
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values; null where there is no finite value."""
-        values = {"perplexity": self.perplexity, "known_perplexity": self.known_perplexity}
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        return finite | dataclasses.asdict(self)
-
-
-def _exp_mean(logprob: float, count: int) -> float:
-    if not count:
-        return math.nan
-    mean = -logprob / count
-    return math.exp(mean) if mean < 700 else math.inf
 
 
 class NGram:

@@ -7,7 +7,9 @@ model and the lexicon, each with its SHA-256 and its path relative to the JSON::
      "lm_weight": 0.8, "word_bonus": 1.2,
      "calibration": {"slope": 0.9, "offset": -0.8, "words": 655, "model": "..."}}
 
-The calibration (`asr.calibration`) names by its SHA-256 the model for whose words it was fitted.
+The calibration (`asr.calibration`) names by its SHA-256 the model for whose words it was fitted. With ``rescore``, the
+file of an LSTM language model named like the others, ``rescore_weight`` and ``rescore_nbest`` it becomes a `Rescorer`
+around that search.
 """
 
 import inspect
@@ -21,23 +23,46 @@ from asr import calibration, files
 from asr.decode.beam import BeamSearch
 from asr.decode.lexicon import Lexicon
 from asr.decode.ngram import NGram
+from asr.decode.rescore import NBEST, WEIGHT, Rescorer
 from asr.errors import InputError
+from asr.lstm_lm import model as lstm_lm
 
-_FILES = ("lm", "lexicon")
+_FILES = ("lm", "lexicon", "rescore")
 _CALIBRATION = "calibration"
-_KEYS = (*tuple(inspect.signature(BeamSearch).parameters)[1:], _CALIBRATION)
+_RESCORE = ("rescore", "rescore_weight", "rescore_nbest")
+_KEYS = (*tuple(inspect.signature(BeamSearch).parameters)[1:], _CALIBRATION, *_RESCORE)
 
 
-def build(tokens: Sequence[str], options: Mapping[str, Any]) -> BeamSearch:
+def build(tokens: Sequence[str], options: Mapping[str, Any]) -> BeamSearch | Rescorer:
+    """The decoder for a model's tokens: `search`, and a `Rescorer` around it where `options` name a network.
+
+    Raises:
+        InputError: a file is missing or wrong, or a setting is refused or has no effect.
+    """
+    first = search(tokens, options)
+    if "rescore" in options:
+        network = lstm_lm.named(options["rescore"])
+        return Rescorer(first, network, options.get("rescore_weight", WEIGHT), options.get("rescore_nbest", NBEST))
+    if unused := [key for key in _RESCORE if key in options]:
+        raise InputError(f"{unused[0]} has no effect without rescore, an LSTM language model", status=2)
+    return first
+
+
+def search(tokens: Sequence[str], options: Mapping[str, Any]) -> BeamSearch:
     """The search for a model's tokens; `options` as `BeamSearch` takes them, but `lm` and `lexicon` as paths.
 
-    A ``calibration`` (`asr.calibration.among`) stands in the search's `settings`, where a recogniser finds it; the
-    hypotheses of the search itself keep the probabilities as heard.
+    Those of rescoring are left aside. A ``calibration`` (`asr.calibration.among`) stands in the search's `settings`,
+    where a recogniser finds it; the hypotheses of the search itself keep the probabilities as heard.
 
     Raises:
         InputError: a file is missing or wrong, or `BeamSearch` refuses the settings.
     """
-    loaded = dict(options)
+    loaded = {key: value for key, value in options.items() if key not in _RESCORE}
+    if "lm" in options and files.is_safetensors(options["lm"]):
+        raise InputError(
+            f"{options['lm']}: no ARPA file; an LSTM language model rescores what is found with one: --rescore",
+            status=2,
+        )
     if "lm" in options:
         loaded["lm"] = NGram.load(options["lm"])
     if "lexicon" in options:
@@ -88,7 +113,7 @@ def write(path: str | os.PathLike[str], options: Mapping[str, Any]) -> None:
 def _fits(key: str, value: Any) -> bool:
     """Whether a value of JSON is of the kind that a setting takes; its range is the search's to check."""
     match key:
-        case "lm" | "lexicon":
+        case "lm" | "lexicon" | "rescore":
             return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("path", "sha256"))
         case "hot_words":
             return isinstance(value, dict) and all(type(weight) in (int, float) for weight in value.values())
@@ -97,7 +122,7 @@ def _fits(key: str, value: Any) -> bool:
             return isinstance(own.pop("model", None), str) and calibration.is_calibration(own)
         case "best_path":
             return isinstance(value, bool)
-        case "beam" | "nbest" | "token_top":
+        case "beam" | "nbest" | "token_top" | "rescore_nbest":
             return type(value) is int
         case _:
             return type(value) in (int, float)

