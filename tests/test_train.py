@@ -9,7 +9,7 @@ import pytest
 import tones
 import torch
 
-from asr import calibration, checkpoint, confidence, config, ctc, examples, manifest, run, train
+from asr import config, examples, manifest, run, train
 from asr.errors import AsrError, InputError
 from asr.recognizer import load
 
@@ -360,16 +360,3 @@ def test_a_second_process_does_not_train_in_the_same_folder(corpus, tmp_path):
         other.stdin.close()
         other.wait()
     assert run_training(chosen)[0].folder == folder
-
-
-def test_the_model_file_carries_the_calibration_of_the_words_it_heard_in_the_dev_set(corpus, tmp_path):
-    result, _ = run_training(settings(corpus, tmp_path, epochs=6))
-    recognizer = load(result.model, "cpu")
-    utterances = manifest.read(corpus / "dev.jsonl")
-    heard = recognizer.emissions_many(utterances)
-    found = [ctc.greedy(one.log_probs[None], torch.tensor([len(one.log_probs)]), recognizer.tokens)[0] for one in heard]
-    judged = confidence.judge([one.text for one in utterances], map(confidence.sureness, found), "basic")
-    expected = calibration.fit(judged.probability, judged.right)
-    told = checkpoint.read_card(result.model)["decoder"]["calibration"]
-    assert told["words"] == expected.words > 0
-    assert (told["slope"], told["offset"]) == pytest.approx((expected.slope, expected.offset), abs=1e-3)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import tones
+import torch
 
 import asr
-from asr import config, manifest, train
+from asr import calibration, confidence, config, ctc, manifest, train
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_the_card_tells_features_tokens_normaliser_decoder_and_how_it_was_traine
     assert card["features"]["convention"] == "kaldi"
     assert card["tokens"] == ["<blank>", "|", "a", "b", "c"]
     assert card["normalizer"] == "basic"
-    assert card["decoder"] == {"kind": "greedy"}
+    assert card["decoder"]["kind"] == "greedy"
     facts = card["training"]
     assert (facts["recipe"], facts["settings"]["seed"]) == ("tones", 1)
     assert list(facts["data"]) == [str(folder / "train.jsonl"), str(folder / "dev.jsonl")]
@@ -84,3 +85,20 @@ def test_a_model_file_of_the_first_format_loads_and_hears_what_it_heard_when_it_
     data = Path(__file__).parent.parent / "data"
     recognizer = asr.load(data / "model_v1.safetensors", "cpu")
     assert {name: recognizer.transcribe(data / "fsdd" / f"{name}.flac").text for name in HEARD} == HEARD
+
+
+def test_the_file_calibrates_words_by_what_it_heard_in_the_dev_set(trained):
+    folder, result = trained
+    recognizer = asr.load(result.model, "cpu")
+    utterances = manifest.read(folder / "dev.jsonl")
+    found = [
+        ctc.greedy(one.log_probs[None], torch.tensor([len(one.log_probs)]), recognizer.tokens)[0]
+        for one in recognizer.emissions_many(utterances)
+    ]
+    judged = confidence.judge([one.text for one in utterances], map(confidence.sureness, found), "basic")
+    expected = calibration.fit(judged.probability, judged.right)
+    told = recognizer.card["decoder"]["calibration"]
+    assert told["words"] == expected.words > 0
+    assert (told["slope"], told["offset"]) == pytest.approx((expected.slope, expected.offset), abs=1e-3)
+    words = [word for one in utterances for word in recognizer.transcribe(one).words]
+    assert [word.probability for word in words] == pytest.approx(expected(judged.probability).tolist(), abs=1e-3)
