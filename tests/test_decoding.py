@@ -211,6 +211,12 @@ def test_tune_finds_the_setting_with_the_fewest_errors_and_writes_what_the_other
     assert found["greedy_and_best"]["b"]["rate"] == best["wer"]
     assert found["greedy_and_best"]["a"]["rate"] == evaluate(capsys)["wer"]["rate"]
     assert evaluate(capsys, "--decoder", "made/decoder.json")["wer"]["rate"] == best["wer"]
+    tuned = evaluate(capsys, "--decoder", "made/decoder.json")
+    curve = {key: value for key, value in tuned["decoder"]["calibration"].items() if key != "model"}
+    assert curve == found["calibration"] and curve["words"] == tuned["confidence"]["words"] > 0
+    assert tuned["confidence"]["calibrated"] is True
+    other = evaluate(capsys, "--decoder", "made/decoder.json", "--beam", "5")
+    assert "calibration" not in other["decoder"] and other["confidence"]["calibrated"] is False
     assert Path("made/decoder.png").read_bytes()[1:4] == b"PNG"
     assert main([*command, *grid]) == 0
     assert "b - a:" in capsys.readouterr().out
