@@ -180,13 +180,19 @@ def joined() -> Iterator[Team]:
             "start with torchrun --nproc-per-node N -m asr.train ..., or unset WORLD_SIZE",
             status=2,
         )
+    if wrong := [f"{name}={value}" for name, value in _numbers() if not value.isdecimal()]:
+        raise InputError(f"{wrong[0]}: not a whole number; start with torchrun --nproc-per-node N", status=2)
     local = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available() and local < torch.cuda.device_count():
         torch.cuda.set_device(local)
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
-        yield Team(distributed.get_rank(), distributed.get_world_size(), local)
+        try:
+            yield Team(distributed.get_rank(), distributed.get_world_size(), local)
+        except AsrError:  # all have met over it: a thread left running would bring Python down as it ends
+            distributed.destroy_process_group()
+            raise
         distributed.destroy_process_group()
     except RuntimeError as error:
         if not _is_lost(error):
@@ -195,6 +201,11 @@ def joined() -> Iterator[Team]:
             f"process {os.environ['RANK']}: another process of this run is gone, or silent for ten minutes; "
             "the last state is whole: run the same command to go on"
         ) from error
+
+
+def _numbers() -> list[tuple[str, str]]:
+    """What torchrun tells in numbers."""
+    return [(name, os.environ[name]) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")]
 
 
 def _is_lost(error: RuntimeError) -> bool:

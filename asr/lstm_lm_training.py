@@ -59,7 +59,13 @@ class Settings:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        ranges = {"hidden": (2, 8_192), "layers": (1, 32), "epochs": (1, 10_000), "batch": (1, 1_000_000)}
+        ranges = {
+            "hidden": (2, 8_192),
+            "layers": (1, 32),
+            "epochs": (1, 10_000),
+            "batch": (1, 1_000_000),
+            "seed": (0, 2**31 - 1),
+        }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} is {getattr(self, name)}; it goes from {low} to {high}", status=2)
@@ -217,7 +223,10 @@ class _Training:
             loss -= float(piece.detach().sum())
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP))
         if not math.isfinite(norm):
-            raise AsrError(f"step {self.position.step + 1}: loss or gradient not finite; train anew with a lower --lr")
+            raise AsrError(
+                f"step {self.position.step + 1}: loss or gradient not finite; remove {self.folder} and train anew with "
+                "a lower --lr"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.position.step += 1

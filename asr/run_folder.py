@@ -78,8 +78,8 @@ class RunFolder:
             )
         weakref.finalize(self, os.close, _alone(path))
         settings = path / "config.yaml"
-        if settings.exists():
-            _compare(load(str(settings), []), config, path)
+        if (path / "state").exists():  # before its first state there is nothing that other settings could spoil
+            refuse_others(path, config)
         self._board = curves.tensorboard(path) if config.training.tensorboard else None
         files.write_text(settings, to_yaml(config))
         files.sweep(path)
@@ -166,15 +166,18 @@ def _alone(path: Path) -> int:
     return file
 
 
-def _compare(before: Config, now: Config, path: Path) -> None:
-    """Refuse to go on with other settings."""
-    old, new = _flat(before), _flat(now)
+def refuse_others(path: Path, config: Config) -> None:
+    """Refuse a folder whose run has other settings than these. Raises InputError (status 2)."""
+    settings = path / "config.yaml"
+    if not settings.exists():
+        return
+    old, new = _flat(load(str(settings), [])), _flat(config)
     changed = [key for key in new if new[key] != old.get(key) and key not in _FREE]
     if changed:
-        key = changed[0]
+        key, kind = changed[0], "a finished" if is_finished(path) else "an unfinished"
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise InputError(
-            f"{path}: holds an unfinished run with {key}={old.get(key)}, not {new[key]}{more}; "
+            f"{path}: holds {kind} run with {key}={old.get(key)}, not {new[key]}{more}; "
             "go on with its settings, or choose another name (name=...)",
             status=2,
         )

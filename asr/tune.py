@@ -183,7 +183,7 @@ def tune(
     greedy = [ctc.greedy(row[None], torch.tensor([len(row)]), spoken.tokens)[0].text for row in spoken.emissions]
     found, rescoring = _decode(chosen, spoken), None
     gain = compare(spoken.references, greedy, [one.text for one in found], normalizer=spoken.normalizer)
-    if "rescore" in options:
+    if "rescore" in options and best.lm_weight:  # at weight 0 no language model has a say
         decoder = settings.build(spoken.tokens, dict(options) | _settings(best))
         assert isinstance(decoder, Rescorer)
         found, rescoring = _rescore(decoder, spoken, rescore_weights, advance)
@@ -199,7 +199,7 @@ def _settings(trial: Trial) -> dict[str, Any]:
 def _rescore(
     decoder: Rescorer, spoken: Spoken, weights: Sequence[float], advance: Callable[[], None]
 ) -> tuple[list[Hypothesis], Rescoring]:
-    """What is heard with the best share of the network; hypotheses and their scores are computed once."""
+    """What is heard with the best share of the network, none if none is better; scores are computed once."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         lists = list(pool.map(decoder.candidates, spoken.emissions))
 
@@ -207,12 +207,12 @@ def _rescore(
         return [reranked(found, terms, weight)[0] for found, terms in lists]
 
     shares = []
-    for weight in weights:
+    for weight in sorted({0.0, *weights}):
         shares.append(Share(weight, *_rates(spoken, [one.text for one in heard(weight)])))
         advance()
     fewest = min((share.wer, share.cer) for share in shares)
     equals = [share for share in shares if (share.wer, share.cer) == fewest]
-    best = equals[(len(equals) - 1) // 2]
+    best = equals[0] if not equals[0].rescore_weight else equals[(len(equals) - 1) // 2]
     found = heard(best.rescore_weight)
     alone, rescored = ([one.text for one in side] for side in (heard(0.0), found))
     gain = compare(spoken.references, alone, rescored, normalizer=spoken.normalizer)
@@ -238,7 +238,7 @@ def check(
     if unused := [key for key in ("rescore_nbest", "rescore_weight") if key in options and "rescore" not in options]:
         raise InputError(f"{unused[0]} has no effect without rescore, an LSTM language model", status=2)
     if "rescore" in options:
-        for weight in (min(rescore_weights), max(rescore_weights)):
+        for weight in rescore_weights:
             settings.build(tokens, dict(options) | {"rescore_weight": weight, "lm_weight": max(lm_weights)})
     for name, values in (("lm_weight", lm_weights), ("word_bonus", word_bonuses), ("beam", beams)):
         for value in values:

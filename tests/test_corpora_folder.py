@@ -191,6 +191,28 @@ def test_prepared_once_again_after_a_change_and_never_over_an_edit(tmp_path: Pat
     assert path.read_text(encoding="utf-8") == edited
 
 
+def test_an_edited_manifest_stays_when_recordings_come_or_go_too(tmp_path: Path) -> None:
+    source = beside(tmp_path / "mine", 20)
+    prepared(source, tmp_path / "out")
+    dev = tmp_path / "out" / "folder" / "mine" / "dev.jsonl"
+    dev.write_text(edited := dev.read_text().replace("hello", "hullo"))
+    sound(source / "more.wav").with_suffix(".txt").write_text("hello there\n")
+    with pytest.raises(InputError, match=r"dev\.jsonl: changed since it was made"):
+        prepared(source, tmp_path / "out")
+    assert dev.read_text() == edited
+
+
+def test_names_that_utf8_can_not_write_are_left_out(tmp_path: Path) -> None:
+    source = beside(tmp_path / "mine.v1", 20)
+    try:
+        (source / "bad\udcff.wav").write_bytes((source / "clip00.wav").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    prepared(source, tmp_path / "out")
+    left_out = (tmp_path / "out" / "folder" / "mine.v1" / "left_out.tsv").read_text(encoding="utf-8")
+    assert "bad\\udcff.wav" in left_out and "its name is not UTF-8; rename it" in left_out
+
+
 def manifests(folder: Path, texts: list[str], dev: list[str], seconds: float, rate: int = 16000) -> tuple[str, str]:
     wav = sound(folder / "a.wav", 0.2, rate)
     for split, said in (("train", texts), ("dev", dev)):

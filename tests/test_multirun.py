@@ -99,3 +99,10 @@ def test_flags_that_have_no_effect_together_are_an_error(arguments, problem, cap
 
     assert cli.main(["train", "recipe=fsdd", *arguments]) == 2
     assert problem in capsys.readouterr().err
+
+
+def test_a_run_finished_with_other_settings_is_no_result_of_these(corpus, tmp_path):
+    assert finish(start(corpus, tmp_path, "seed=1,2", "--multirun"))[0] == 0
+    status, table, errors = finish(start(corpus, tmp_path, "seed=1,2", "model.layers=2", "--multirun"))
+    assert (status, table) == (1, [])
+    assert errors.count("holds a finished run with model.layers=1, not 2") == 2

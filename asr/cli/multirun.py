@@ -29,7 +29,7 @@ def run(recipe: str, jobs: list[list[str]], configs: list[Config], args: argpars
     from asr import distributed
     from asr.cli.training import prepared
     from asr.console import Screen
-    from asr.run_folder import is_finished, run_path
+    from asr.run_folder import is_finished, refuse_others, run_path
 
     if args.overfit_one_batch or distributed.is_one_of_many():
         other = "--overfit-one-batch" if args.overfit_one_batch else "torchrun"
@@ -42,13 +42,17 @@ def run(recipe: str, jobs: list[list[str]], configs: list[Config], args: argpars
         return 0
     screen, at_once = Screen(args.quiet), args.jobs or 1
     paths = [run_path(settings, name_of(recipe)) for settings in configs]
-    for settings, job in zip(configs, jobs, strict=True):
-        prepared(settings, recipe, job, screen.say)
+    fixed = [prepared(settings, recipe, job, screen.say) for settings, job in zip(configs, jobs, strict=True)]
     children = _Children()
 
     def train(number: int) -> bool:
         """Whether a job is finished."""
         if is_finished(paths[number]):
+            try:
+                refuse_others(paths[number], fixed[number])
+            except InputError as error:
+                sys.stderr.write(f"asr: {error}\n")
+                return False
             screen.say(f"{paths[number]}: finished already")
             return True
         quiet = ["--quiet"] if args.quiet or at_once > 1 else []
@@ -61,7 +65,8 @@ def run(recipe: str, jobs: list[list[str]], configs: list[Config], args: argpars
 
     with ThreadPoolExecutor(at_once) as pool:
         finished = list(pool.map(train, range(len(jobs))))
-    for line in _table(paths, jobs):
+    own = [number for number in range(len(jobs)) if finished[number] or not is_finished(paths[number])]
+    for line in _table([paths[number] for number in own], [jobs[number] for number in own]):
         print(line)
     return children.status or (0 if all(finished) else 1)
 
@@ -69,7 +74,7 @@ def run(recipe: str, jobs: list[list[str]], configs: list[Config], args: argpars
 class _Children:
     """Processes that get SIGINT and SIGTERM passed on; after one, no new ones start. `status` is then its exit status.
 
-    Each has a session of its own, so that a Ctrl-C reaches it once: a second one ends a run without saving.
+    Each has a process group of its own, so that a Ctrl-C reaches it once: a second one ends a run without saving.
     """
 
     def __init__(self) -> None:

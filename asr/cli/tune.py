@@ -43,7 +43,7 @@ def _tune(args: argparse.Namespace) -> int:
     options = vocabulary(args, model.card["normalizer"])
     options |= {name: value for name in ("rescore", "rescore_nbest") if (value := getattr(args, name)) is not None}
     if args.rescore:
-        grid["rescore_weights"] = sorted(set(args.rescore_weights or tune.RESCORE_WEIGHTS))
+        grid["rescore_weights"] = sorted({0.0, *(args.rescore_weights or tune.RESCORE_WEIGHTS)})
     elif args.rescore_weights:
         raise InputError("--rescore-weights has no effect without --rescore", status=2)
     prepare(tune.check(model.tokens, options, **grid), screen)  # before the work, which may take long
@@ -75,5 +75,7 @@ def _tune(args: argparse.Namespace) -> int:
         print(f"the search alone (a) and rescored with the best share (b):\n{tuning.rescoring.gain}")
         if not helps:
             print(f"the LSTM makes no fewer errors: {args.output} leaves it out")
+    elif args.rescore:
+        print(f"at weight 0 no language model has a say: {args.output} leaves the LSTM out")
     print(f"{args.output}: --lm-weight {best.lm_weight:g} --word-bonus {best.word_bonus:g} --beam {best.beam}")
     return 0

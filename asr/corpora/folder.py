@@ -56,23 +56,22 @@ def prepare(out: Path, source: Path | None, fetch: bool, say: Say) -> dict[str, 
     if source is None:
         raise InputError("folder: name your recordings: --source DIR, in training data.dir=DIR", status=2)
     home, found, lonely, how = pairs.read(source)
-    folder = out / "folder" / (source.resolve().stem or "recordings")
+    folder = out / "folder" / (source.resolve().name if source.is_dir() else source.stem or "recordings")
     listing = _listing(found, lonely)
     if done := _done(folder, listing, source, say):
         return done
     say(f"folder: {source}: {how}: {len(found)} recordings with text")
-    prepared.begin(folder)
     usable, left_out = _usable(home, found, say)
+    if len(usable) < MIN_RECORDINGS:
+        raise _too_few(source, usable, [*lonely, *left_out])
     normalizer = _propose([one.pair.text for one in usable], say)
     _say_mix(usable, say)
     usable, rule = _with_speakers(usable, home)
     splits, moved = _split(usable, rule, normalizer, say)
     left_out = [*lonely, *left_out, *moved]
     if len(splits["train"]) + len(splits["dev"]) < MIN_RECORDINGS or not splits["dev"] or not splits["train"]:
-        shown = "".join(f"; {name}: {why}" for name, why in left_out[:_SHOWN])
-        raise InputError(
-            f"{source}: {len(usable)} usable recordings, {MIN_RECORDINGS} or more are needed (in train and dev){shown}"
-        )
+        raise _too_few(source, usable, left_out)
+    prepared.begin(folder)
     left_out = [(" ".join(name.split()), " ".join(why.split())) for name, why in left_out]
     files.write_text(folder / "left_out.tsv", "".join(f"{name}\t{why}\n" for name, why in left_out))
     _say_left_out(left_out, folder, say)
@@ -93,12 +92,18 @@ def prepare(out: Path, source: Path | None, fetch: bool, say: Say) -> dict[str, 
     return prepared.write(folder, facts, splits)
 
 
+def _too_few(source: Path, usable: list[_Found], left_out: list[tuple[str, str]]) -> InputError:
+    shown = "".join(f"; {name}: {why}" for name, why in left_out[:_SHOWN])
+    return InputError(
+        f"{source}: {len(usable)} usable recordings, {MIN_RECORDINGS} or more are needed (in train and dev){shown}"
+    )
+
+
 def _done(folder: Path, listing: str, source: Path, say: Say) -> dict[str, Path] | None:
     """The manifests if they were made of these very files; an edit of them is an error, never overwritten."""
     facts = prepared.read_facts(folder)
-    if facts.get("listing_sha256") != listing or facts.get("given") != str(source.resolve()):
-        return None
-    if done := prepared.ready(folder, VERSION, None):
+    is_of_these = facts.get("listing_sha256") == listing and facts.get("given") == str(source.resolve())
+    if is_of_these and (done := prepared.ready(folder, VERSION, None)):
         say(f"folder: prepared already, in {folder}")
         return done
     paths = [prepared.manifest_path(folder, split) for split in prepared.SPLITS]

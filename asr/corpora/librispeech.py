@@ -239,13 +239,13 @@ class Finder:
             )
         try:
             download(part.archive, archive, licence=LICENCE, say=self.say)
-            return self._unpacked(archive, part)
         except InputError:
             raise
         except AsrError as error:
             raise AsrError(f"{error}; {where} by --source", error.status) from error
-        finally:
-            archive.unlink(missing_ok=True)
+        found = self._unpacked(archive, part)
+        archive.unlink(missing_ok=True)  # only now: where unpacking fails, for want of room, it need not come again
+        return found
 
     def _unpacked(self, archive: Path, part: Part) -> Path:
         self.say(f"{self.corpus}: unpacking {archive}; licence: {LICENCE}")

@@ -70,6 +70,9 @@ def _beside(folder: Path) -> tuple[list[Pair], list[tuple[str, str]], str]:
     lonely: list[tuple[str, str]] = []
     for path in recordings:
         name = path.relative_to(folder.resolve()).as_posix()
+        if not _is_text(name):
+            lonely.append((ascii(name), "its name is not UTF-8; rename it"))
+            continue
         beside = texts.get(path.with_suffix(""))
         if beside is None:
             lonely.append((name, "no .txt beside it"))
@@ -84,8 +87,14 @@ def _beside(folder: Path) -> tuple[list[Pair], list[tuple[str, str]], str]:
     with_audio = {path.with_suffix("") for path in recordings}
     for stem, path in texts.items():
         if stem not in with_audio:
-            lonely.append((path.relative_to(folder.resolve()).as_posix(), "no recording beside it"))
+            name = path.relative_to(folder.resolve()).as_posix()
+            lonely.append((name if _is_text(name) else ascii(name), "no recording beside it"))
     return pairs, lonely, "audio files with a .txt beside each"
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is one that UTF-8 can write (Python keeps other bytes as surrogates)."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _table(path: Path) -> tuple[list[Pair], list[tuple[str, str]], str]:
