@@ -71,7 +71,7 @@ def bare(function: _Function) -> _Function:
 
 
 def inlined(function: _Function) -> _Function:
-    """A short function, without arrays of its own, that becomes part of the compiled ones that call it."""
+    """A function, without arrays of its own, that becomes part of the compiled ones that call it."""
     return numba.njit(nogil=True, inline="always", _nrt=False)(function) if AVAILABLE else function
 
 
