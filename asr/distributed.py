@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from asr.errors import AsrError, InputError
 T = TypeVar("T")
 State = tuple[dict[str, Tensor], dict[str, Any]]  # of a run: tensors by name, and JSON
 
+_LINGER = 0.5  # seconds until a process with an error ends: others may still be reading what it said
 _LONGEST_WAIT = datetime.timedelta(minutes=10)  # for another process, before its silence is an error
 _SHORT = 504  # bytes of an exchange that need no second one
 
@@ -188,7 +190,11 @@ def joined() -> Iterator[Team]:
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
-        yield Team(distributed.get_rank(), distributed.get_world_size(), local)
+        try:
+            yield Team(distributed.get_rank(), distributed.get_world_size(), local)
+        except AsrError:
+            time.sleep(_LINGER)
+            raise
         distributed.destroy_process_group()
     except RuntimeError as error:
         if not _is_lost(error):
