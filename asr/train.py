@@ -341,8 +341,14 @@ def overfit_one_batch(config: Config, steps: int, say: Callable[[str], None]) ->
 
 
 if __name__ == "__main__":  # as torchrun starts it: `asr train` with the same arguments
+    import os
     import sys
 
-    from asr import cli
+    from asr import cli, distributed
 
-    sys.exit(cli.main(["train", *sys.argv[1:]]))
+    status = cli.main(["train", *sys.argv[1:]])
+    if distributed.is_one_of_many():  # everything is written; gloo's threads, still there, can abort a Python that ends
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -20,6 +20,8 @@ from asr import batches, checkpoint, config, distributed, run, train
 from asr.distributed import Team
 from asr.errors import InputError
 
+pytestmark = pytest.mark.slow  # processes that start torch, several a test
+
 ROOT = Path(__file__).parent.parent
 PLAIN = ["augment=none", "model.dropout=0.0"]  # dropout's draws are each process's own
 
