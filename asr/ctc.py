@@ -48,7 +48,7 @@ class Hypothesis:
     words: tuple[WordSpan, ...] = ()
 
 
-def frames_needed(labels: Sequence[int]) -> int:
+def frames_needed(labels: Sequence[object]) -> int:
     """The fewest frames that can emit `labels`: one each, and a blank between equal neighbours."""
     return len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
 

@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -23,7 +22,6 @@ from asr.errors import AsrError, InputError
 T = TypeVar("T")
 State = tuple[dict[str, Tensor], dict[str, Any]]  # of a run: tensors by name, and JSON
 
-_LINGER = 0.5  # seconds until a process with an error ends: others may still be reading what it said
 _LONGEST_WAIT = datetime.timedelta(minutes=10)  # for another process, before its silence is an error
 _SHORT = 504  # bytes of an exchange that need no second one
 
@@ -129,6 +127,8 @@ class Team:
             failure = error
         statuses = self.gather(failure and failure.status)
         failed = [rank for rank, status in enumerate(statuses) if status is not None]
+        if failed:
+            self.part()
         if failed and failed[0] != self.rank:
             raise ToldElsewhere(f"told by process {failed[0]}", statuses[failed[0]])
         if failure:
@@ -143,6 +143,11 @@ class Team:
             if item is None:
                 return
             yield item
+
+    def part(self) -> None:
+        """The last exchange: none leaves, and closes its connections, before all have read what was said till now."""
+        with contextlib.suppress(RuntimeError):  # who comes last may find the others gone already
+            self._exchange(b"", 1)
 
     def check_same(self, value: Any, what: str) -> None:
         """Raise InputError (status 2) in all processes where `value`, JSON, is not the same in all of them."""
@@ -190,11 +195,9 @@ def joined() -> Iterator[Team]:
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
-        try:
-            yield Team(distributed.get_rank(), distributed.get_world_size(), local)
-        except AsrError:
-            time.sleep(_LINGER)
-            raise
+        team = Team(distributed.get_rank(), distributed.get_world_size(), local)
+        yield team
+        team.part()
         distributed.destroy_process_group()
     except RuntimeError as error:
         if not _is_lost(error):

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import asr
 from asr import batches, checkpoint, files, lm, optim
@@ -181,8 +180,7 @@ class _Training:
     def save(self) -> None:
         """Commit everything that the rest depends on."""
         tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= optim.moments(self.optimizer)
         tensors["random"] = torch.get_rng_state()
         checkpoint.save_state(self.folder, tensors, {"position": dataclasses.asdict(self.position), **self.same})
 
@@ -201,12 +199,7 @@ class _Training:
             )
         weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
         self.network.load_state_dict(weights)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer."):
-                _, number, name = key.split(".")
-                moments.setdefault(int(number), {})[name] = tensor
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        optim.restore(self.optimizer, tensors)
         torch.set_rng_state(tensors["random"])
         self.position = _Position(**position)
 

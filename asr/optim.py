@@ -6,6 +6,7 @@ weights (Polyak and Juditsky, 1992, in the form of Szegedy et al., 2016), which 
 
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -40,6 +41,23 @@ def schedule(step: int, steps: int, warmup: float, floor: float) -> float:
 def average_of(model: nn.Module) -> nn.Module:
     """A copy of `model` to hold the average of its weights; it takes no gradients."""
     return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimiser remembers of each parameter, as ``optimizer.NUMBER.NAME``, for the state of a training."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{number}.{name}": tensor for number, own in state.items() for name, tensor in own.items()}
+
+
+def restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `moments` gave; other tensors of a state may stand beside it."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, number, name = key.split(".")
+            state.setdefault(int(number), {})[name] = tensor
+    if state:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ class Recognizer:
 
     def __init__(self, path: str | os.PathLike[str], device: str = "auto") -> None:
         self.device = device_named(device)
-        self.card, weights = checkpoint.load_model(path, _expected)
+        self.card, weights = checkpoint.load_model(path, lambda card: weights_of(**card["model"]))
         self.model = AcousticModel(**self.card["model"])
         self.model.load_state_dict(weights)
         self.model.to(self.device).eval()
@@ -299,8 +299,3 @@ class _Input:
     @property
     def seconds(self) -> float:
         return len(self.samples) / self.rate
-
-
-def _expected(card: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """The weights that a card's model has."""
-    return weights_of(**card["model"])

@@ -209,8 +209,7 @@ def save_state(run: Run, position: Position, folder: RunFolder) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
     if run.averaged is not run.model:
         tensors |= {f"averaged.{name}": tensor for name, tensor in run.averaged.state_dict().items()}
-    for number, moments in run.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+    tensors |= optim.moments(run.optimizer)
     random = {name: state.tolist() for name, state in random_states(run.device).items()}
     for rank, states in enumerate(run.team.gather(random)):
         tensors |= {_of(rank, name): torch.tensor(state, dtype=torch.uint8) for name, state in states.items()}
@@ -241,14 +240,7 @@ def resume(run: Run, folder: RunFolder) -> Position:
         weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         if weights:
             model.load_state_dict(weights)
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, number, name = key.split(".")
-            moments.setdefault(int(number), {})[name] = tensor
-    if moments:
-        groups = run.optimizer.state_dict()["param_groups"]
-        run.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    optim.restore(run.optimizer, tensors)
     _restore_random(run, tensors, position)
     return position
 

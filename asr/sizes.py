@@ -6,11 +6,11 @@ what they gave, and ``data.sizes: given``: it repeats without them.
 """
 
 import dataclasses
-import itertools
 from collections import Counter
 from collections.abc import Collection, Sequence
 
 from asr import audio, manifest, text
+from asr.ctc import frames_needed
 from asr.errors import InputError
 from asr.manifest import Utterance
 
@@ -97,8 +97,7 @@ def _units(train: Sequence[str], dev: Sequence[str]) -> str:
 
 def _fits(said: str, seconds: float, stride: int) -> bool:
     """Whether `stride` leaves the emission frames that CTC needs for the characters of `said`, and two more."""
-    repeated = sum(a == b for a, b in itertools.pairwise(said))
-    return len(said) + repeated + 2 <= seconds / (_HOP * stride)
+    return frames_needed(said) + 2 <= seconds / (_HOP * stride)
 
 
 def _seconds(line: Utterance) -> float:

@@ -28,6 +28,7 @@ from asr.progress import Clock, Progress, epoch_line, opening, progress
 from asr.run import Position, Run, facts, random_states, resume, save_state
 from asr.run_folder import RunFolder, run_path
 
+_Heard = tuple[str, list[tuple[str, float]]]  # a text; its words with their probabilities
 _KEPT = 3  # batches that are kept to be replayed, of each process
 _TOO_MANY_SKIPPED = 10  # steps in a row with a non-finite loss or gradient end the run
 
@@ -231,7 +232,7 @@ def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, flo
         return dev.batch([(index,) for index in group])
 
     mine = groups[team.rank :: team.size]
-    done: list[tuple[float, list[tuple[str, list[tuple[str, float]]]]]] = []
+    done: list[tuple[float, list[_Heard]]] = []
     with torch.no_grad(), team.together(), contextlib.closing(batches.prefetch(make, mine)) as ready:
         for batch in ready:
             losses, log_probs, lengths = run.losses(batch.to(run.device), run.averaged)
@@ -240,7 +241,7 @@ def evaluate(run: Run, stop: Callable[[], int | None]) -> tuple[score.Score, flo
             if (status := stop()) is not None:
                 raise AsrError("stopped while the dev set was decoded: run the same command to go on", status)
     told = team.gather(done)
-    hypotheses: dict[int, tuple[str, list[tuple[str, float]]]] = {}
+    hypotheses: dict[int, _Heard] = {}
     total = 0.0
     for number, group in enumerate(groups):  # in the order of one process: the sum is the same to the bit
         loss, heard_in_it = told[number % team.size][number // team.size]

@@ -67,6 +67,24 @@ def _seeded() -> None:
 
 
 @pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, list[str]]]:
+    """Run a command line in an empty folder; returns its status, standard output and the lines on standard error."""
+    from asr.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, list[str]]:
+        status = main([str(word) for word in words])
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err
+        return status, told.out, told.err.splitlines()
+
+    return call
+
+
+@pytest.fixture
 def asr_data() -> Callable[[str], Path]:
     """``asr_data("an4")`` is that corpus's folder below ASR_DATA; without it the test is skipped, by name."""
 

@@ -1,5 +1,6 @@
 """The times of known texts: truth by construction on real recordings, the files, the command line."""
 
+import functools
 import io
 import itertools
 import json
@@ -19,7 +20,6 @@ from hypothesis import strategies as st
 import asr
 from asr import aligner, manifest
 from asr.aligner import Alignment
-from asr.cli import main
 from asr.errors import InputError
 from asr.manifest import Utterance
 from asr.text import BLANK
@@ -42,17 +42,9 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
+def run(run):
     """Run `asr align` in an empty folder; returns its status, standard output and the lines on standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        status = main(["align", *(str(word) for word in words)])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return status, told.out, told.err.splitlines()
-
-    return call
+    return functools.partial(run, "align")
 
 
 def read_textgrid(text):

@@ -21,20 +21,6 @@ def model(tmp_path_factory):
     return str(small_model.write(tmp_path_factory.mktemp("model") / "model.safetensors"))
 
 
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run a command line in an empty folder; returns its status, standard output and the lines on standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        status = main([str(word) for word in words])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return status, told.out, told.err.splitlines()
-
-    return call
-
-
 def heard(model, path):
     return asr.load(model, "cpu").transcribe(path).text
 
@@ -221,6 +207,14 @@ def test_training_by_the_command_line_ends_with_the_model_and_its_score(run, tmp
     status, _, errors = run("train", f"recipe={recipe}")
     assert status == 2
     assert "this run is finished" in errors[-1]
+
+
+def test_a_first_start_that_fails_does_not_bind_the_name_to_its_settings(run, tmp_path):
+    corpus = tones.write_corpus(tmp_path / "tones", train=8, dev=2)
+    recipe = tones.write_recipe(corpus, epochs=1)
+    status, _, [line] = run("train", "-q", f"recipe={recipe}", "init_from=nowhere.safetensors")
+    assert (status, "nowhere.safetensors" in line) == (2, True)
+    assert run("train", "-q", f"recipe={recipe}")[0] == 0
 
 
 def test_several_values_are_several_runs(run, tmp_path):

@@ -202,6 +202,17 @@ def test_an_edited_manifest_stays_when_recordings_come_or_go_too(tmp_path: Path)
     assert dev.read_text() == edited
 
 
+def test_another_folder_of_the_same_name_does_not_take_the_place_of_the_first(tmp_path: Path) -> None:
+    first, second = (beside(tmp_path / place / "mine", 20) for place in ("a", "b"))
+    splits, _ = prepared(first, tmp_path / "out")
+    with pytest.raises(InputError, match=r"holds the manifests of .*a/mine, and .*b/mine has its name"):
+        prepared(second, tmp_path / "out")
+    shutil.move(first, tmp_path / "gone")
+    shutil.move(tmp_path / "gone", tmp_path / "a" / "theirs")
+    again, _ = prepared(second, tmp_path / "out")  # the first is nowhere now
+    assert [line.id for line in again["train"]] == [line.id for line in splits["train"]]
+
+
 def test_names_that_utf8_can_not_write_are_left_out(tmp_path: Path) -> None:
     source = beside(tmp_path / "mine.v1", 20)
     try:

@@ -20,8 +20,6 @@ from asr import batches, checkpoint, config, distributed, run, train
 from asr.distributed import Team
 from asr.errors import InputError
 
-pytestmark = pytest.mark.slow  # processes that start torch, several a test
-
 ROOT = Path(__file__).parent.parent
 PLAIN = ["augment=none", "model.dropout=0.0"]  # dropout's draws are each process's own
 
@@ -224,6 +222,16 @@ def test_a_process_that_knows_no_number_of_its_own_says_how_to_start(monkeypatch
         pytest.raises(InputError, match="WORLD_SIZE is 2, but RANK is not set; start with torchrun"),
         distributed.joined(),
     ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"])
+def test_what_torchrun_tells_in_numbers_is_a_number(monkeypatch, name):
+    for known in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(known, "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv(name, "two")
+    with pytest.raises(InputError, match=f"{name}=two: not a whole number; start with torchrun"), distributed.joined():
         pass
 
 

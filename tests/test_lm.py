@@ -19,18 +19,10 @@ TEXT = LM / "text.txt"
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run a command line in an empty folder; returns its status, standard output and the lines on standard error."""
-    monkeypatch.chdir(tmp_path)
+def run(run, monkeypatch, tmp_path):
+    """As `run` elsewhere, with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def call(*words):
-        status = main([str(word) for word in words])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return status, told.out, told.err.splitlines()
-
-    return call
+    return run
 
 
 # Train

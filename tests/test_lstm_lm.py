@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from asr import lm, lstm_lm_training, tensorfile
-from asr.cli import main
 from asr.decode.ngram import NGram
 from asr.errors import AsrError, InputError
 from asr.lstm_lm import softmax
@@ -199,19 +198,6 @@ def test_the_vocabulary_goes_by_count_and_the_rest_is_unknown(tmp_path):
 
 
 # Verbs
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run a command line in an empty folder; returns its status, standard output and the lines on standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        status = main([str(word) for word in words])
-        told = capsys.readouterr()
-        return status, told.out, told.err.splitlines()
-
-    return call
 
 
 def test_train_and_perplexity_from_the_command_line(run, tmp_path):

@@ -36,13 +36,13 @@ def run(recipe: str, jobs: list[list[str]], configs: list[Config], args: argpars
         raise InputError(f"--multirun has no effect together with {other}; leave one out", status=2)
     if args.jobs is not None and args.jobs < 1:
         raise InputError(f"--jobs is {args.jobs}; use a whole number from 1", status=2)
+    screen, at_once = Screen(args.quiet), args.jobs or 1
+    fixed = [prepared(settings, recipe, job, screen.say) for settings, job in zip(configs, jobs, strict=True)]
     commands = [[sys.executable, "-m", "asr.cli", "train", f"recipe={recipe}", *job] for job in jobs]
     if args.slurm_script:
         print(_slurm_script(name_of(recipe), commands, args.jobs))
         return 0
-    screen, at_once = Screen(args.quiet), args.jobs or 1
-    paths = [run_path(settings, name_of(recipe)) for settings in configs]
-    fixed = [prepared(settings, recipe, job, screen.say) for settings, job in zip(configs, jobs, strict=True)]
+    paths = [run_path(settings, name_of(recipe)) for settings in fixed]
     children = _Children()
 
     def train(number: int) -> bool:

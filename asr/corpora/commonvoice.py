@@ -15,11 +15,10 @@ import re
 import shutil
 from pathlib import Path
 
-from asr import audio
 from asr.corpora import prepared
 from asr.corpora.archive import unpack
 from asr.corpora.download import Say
-from asr.corpora.source import Recording, progress
+from asr.corpora.source import Recording, durations
 from asr.errors import InputError
 
 VERSION = 1
@@ -50,8 +49,7 @@ def prepare(out: Path, source: Path | None, fetch: bool, say: Say) -> dict[str, 
             say(f"commonvoice: {copy}: {notes[-1]}")
         if not recordings:
             raise InputError(f"{copy / f'{split}.tsv'}: no sentence with its audio in clips/; get the language again")
-        items = progress(recordings, f"commonvoice: reading {split}", say, len(recordings))
-        seconds = {one.id: audio.info(one.path).seconds for one in items}
+        seconds = durations(recordings, f"commonvoice: reading {split}", say)
         splits[split] = prepared.utterances(recordings, seconds, split)
     facts = {
         "corpus": "commonvoice",

@@ -10,7 +10,6 @@ follow from the SHA-256 of names alone: the same recordings give the same split 
 
 import dataclasses
 import hashlib
-import itertools
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from asr.corpora import pairs, prepared
 from asr.corpora.download import Say
 from asr.corpora.pairs import Pair
 from asr.corpora.source import progress
+from asr.ctc import frames_needed
 from asr.errors import InputError
 from asr.manifest import Utterance
 
@@ -56,7 +56,8 @@ def prepare(out: Path, source: Path | None, fetch: bool, say: Say) -> dict[str, 
     if source is None:
         raise InputError("folder: name your recordings: --source DIR, in training data.dir=DIR", status=2)
     home, found, lonely, how = pairs.read(source)
-    folder = out / "folder" / (source.resolve().name if source.is_dir() else source.stem or "recordings")
+    place = source.resolve()
+    folder = out / "folder" / ((place.name if place.is_dir() else place.stem) or "recordings")
     listing = _listing(found, lonely)
     if done := _done(folder, listing, source, say):
         return done
@@ -106,6 +107,13 @@ def _done(folder: Path, listing: str, source: Path, say: Say) -> dict[str, Path]
     if is_of_these and (done := prepared.ready(folder, VERSION, None)):
         say(f"folder: prepared already, in {folder}")
         return done
+    other = facts.get("given")
+    if isinstance(other, str) and other != str(source.resolve()) and Path(other).exists():
+        raise InputError(
+            f"{folder}: holds the manifests of {other}, and {source} has its name; rename one of the two, or remove "
+            f"{folder}",
+            status=2,
+        )
     paths = [prepared.manifest_path(folder, split) for split in prepared.SPLITS]
     known = facts.get("manifests", {}) if facts.get("version") == VERSION else {}
     for path in paths:
@@ -144,7 +152,6 @@ def _usable(home: Path, found: list[Pair], say: Say) -> tuple[list[_Found], list
             left_out.append((pair.where, f"unreadable ({str(error).removeprefix(f'{pair.path}: ')})"))
             continue
         said = clean(pair.text)
-        repeated = sum(a == b for a, b in itertools.pairwise(said))
         seconds = known.seconds if known.seconds > MAX_SECONDS else len(samples) / known.rate
         if name in usable:
             why = "the same name with another ending came before"
@@ -158,7 +165,7 @@ def _usable(home: Path, found: list[Pair], say: Say) -> tuple[list[_Found], list
             why = f"too short ({seconds:.2f} s, at least {MIN_SECONDS:g})"
         elif not samples.any():
             why = "nothing but silence"
-        elif (len(said) + repeated) * CHARACTER_SECONDS > seconds - 2 * CHARACTER_SECONDS:
+        elif (frames_needed(said) + 2) * CHARACTER_SECONDS > seconds:
             why = f"{len(said)} characters of text for {seconds:.2f} s: more than can be said"
         else:
             usable[name] = _Found(name, pair, seconds, known.rate, known.channels, known.container)

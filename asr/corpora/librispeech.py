@@ -21,11 +21,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from asr import audio
 from asr.corpora import prepared
 from asr.corpora.archive import unpack
 from asr.corpora.download import Archive, Say, download
-from asr.corpora.source import Recording, progress
+from asr.corpora.source import Recording, durations
 from asr.errors import AsrError, InputError
 from asr.manifest import Utterance
 
@@ -136,12 +135,6 @@ def read_splits(
         if not splits[split]:
             raise InputError(f"{name}: no utterance for {split} in {parts[0][1]}; get {parts[0][0].name} again")
     return splits, notes
-
-
-def durations(recordings: list[Recording], what: str, say: Say) -> dict[str, float]:
-    """Seconds of each recording by its id, from the files' headers. Raises InputError."""
-    items = progress(recordings, what, say, len(recordings))
-    return {one.id: audio.info(one.path).seconds for one in items}
 
 
 def read_part(folder: Path) -> tuple[list[Recording], list[str]]:

@@ -138,6 +138,11 @@ def progress(items: Iterable[T], what: str, say: Say, total: int) -> Iterator[T]
         yield item
 
 
+def durations(recordings: list[Recording], what: str, say: Say) -> dict[str, float]:
+    """Seconds of each recording by its id, from the files' headers. Raises InputError."""
+    return {one.id: audio.info(one.path).seconds for one in progress(recordings, what, say, len(recordings))}
+
+
 def _locate(corpus: Corpus, kept: Path, source: Path | None) -> tuple[Path | None, list[Path]]:
     """The first folder that holds recordings of `corpus`, and the roots that were looked through."""
     if source is not None and not source.exists():
