@@ -1,8 +1,7 @@
 """Settings that follow from the amount of data: tokens, rate, model, augmentation, epochs and batches.
 
-The rules are a table and a few comparisons, made from the recipes at hand (AN4's 37 minutes, five hours of
-LibriSpeech) and the rest carried on from these; they are where to start, not an optimum. A run's config.yaml holds
-what they gave, and ``data.sizes: given``: it repeats without them.
+The rules are a table and a few comparisons, carried on from the recipe of AN4 (37 minutes); they are where to start,
+not an optimum. A run's config.yaml holds what they gave, and ``data.sizes: given``: it repeats without them.
 """
 
 import dataclasses

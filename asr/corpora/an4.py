@@ -9,7 +9,7 @@ ones between ``<s>`` and ``</s>``) and the utterance's id in brackets. Texts sta
 
 Splits: the official 130 test utterances (10 speakers) and 948 training utterances, of which the 104 of
 eight speakers (four women, four men) are dev. The corpus marks women by an f before a speaker's name; names
-that end in 2 look like second sessions, so no dev speaker has a namesake. 26 test sentences also occur in
+that end in 2 look like second visits, so no dev speaker has a namesake. 26 test sentences also occur in
 training.
 """
 

@@ -1,6 +1,6 @@
 """How honest word probabilities are, before and after calibration, on AN4: greedy and a tuned beam search.
 
-    asr lm train data/an4/train.jsonl -o an4.arpa --order 3
+    asr lm train data/an4/train.jsonl --normalizer basic -o an4.arpa
     asr tune -m runs/an4/seed1/model.safetensors --manifest data/an4/dev.jsonl --lm an4.arpa -o decoder.json
     python scripts/bench/confidence.py runs/an4/seed1/model.safetensors data/an4 --decoder decoder.json --out FILE
 

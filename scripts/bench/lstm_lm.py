@@ -1,7 +1,7 @@
 """An LSTM language model of the books against the 3-gram, on the two books that were held out.
 
     zcat books.txt.gz | head -n -12792 > train.txt
-    asr lm train --lstm train.txt -o lstm.safetensors --epochs 1 --dropout 0
+    OMP_NUM_THREADS=1 asr lm train --lstm train.txt -o lstm.safetensors --epochs 1 --dropout 0
     python scripts/bench/lstm_lm.py books.txt.gz lstm.safetensors --out docs/results/lstm_lm_text.json
 
 The split and the 3-gram are those of `lm_text.py`. Both models have the same vocabulary, all words of the training
