@@ -21,8 +21,9 @@ from asr.calibration import Calibration
 from asr.ctc import Hypothesis
 from asr.decode import settings
 from asr.decode.beam import BeamSearch
-from asr.decode.rescore import Rescorer, reranked
+from asr.decode.rescore import NBEST, Rescorer, reranked
 from asr.errors import InputError
+from asr.lstm_lm import model as lstm_lm
 from asr.recognizer import Recognizer
 from asr.score import Comparison, compare, score
 
@@ -234,12 +235,12 @@ def check(
     """
     if "lm" not in options:
         raise InputError("without a language model there is no weight to find; add --lm", status=2)
+    settings.refuse_unused(options)
     search = settings.search(tokens, options)
-    if unused := [key for key in ("rescore_nbest", "rescore_weight") if key in options and "rescore" not in options]:
-        raise InputError(f"{unused[0]} has no effect without rescore, an LSTM language model", status=2)
     if "rescore" in options:
+        network, first = lstm_lm.named(options["rescore"]), search.with_settings(lm_weight=max(lm_weights))
         for weight in rescore_weights:
-            settings.build(tokens, dict(options) | {"rescore_weight": weight, "lm_weight": max(lm_weights)})
+            Rescorer(first, network, weight, options.get("rescore_nbest", NBEST))
     for name, values in (("lm_weight", lm_weights), ("word_bonus", word_bonuses), ("beam", beams)):
         for value in values:
             search.with_settings(**{name: value})

@@ -18,7 +18,8 @@ if "sitecustomize" in sys.modules and not hasattr(sys.modules["sitecustomize"], 
     del sys.modules["sitecustomize"]  # the one of this Python's installation
 import sitecustomize  # noqa: E402, F401 (its import starts the guard)
 
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_GUARD), os.environ.get("PYTHONPATH")]))
+_SEARCHED = [str(_GUARD), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _SEARCHED))  # of the processes that tests start
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

@@ -1,13 +1,15 @@
 """Several processes of one test, forked and joined in a team over loopback."""
 
+import contextlib
 import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,29 @@ def run_team(size: int, folder: Path, work: Callable[[Team], Any], timeout: floa
         for path in folder.glob("*.json"):
             path.unlink()
     return results
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A process that is at its end behind the block, whatever failed in it."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for_state(folder: Path, process: subprocess.Popen[str], timeout: float = 120) -> None:
+    """Wait until a training has saved its state in `folder`; fails where it ends before, or takes too long."""
+    deadline = time.monotonic() + timeout
+    while not list(folder.glob("*.safetensors")):
+        assert process.poll() is None, "the process ended without a state"
+        assert time.monotonic() < deadline, f"no state after {timeout:g} s"
+        time.sleep(0.05)
 
 
 def _fork(rank: int, size: int, meeting: Path, work: Callable[[Team], Any]) -> int:

@@ -312,6 +312,13 @@ def test_standard_input_is_a_recording(run, model, monkeypatch, tmp_path):
     assert (tmp_path / "out" / "stdin.ctm").read_text().split()[4] == "zero"
 
 
+def test_what_was_said_on_standard_input_has_to_be_given(run, model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(FSDD[0].read_bytes())))
+    status, _, errors = run("-", "-q", "-m", model, "-o", "out")
+    assert status == 1
+    assert "what was said on standard input stands in --text; give it" in errors[0]
+
+
 @pytest.mark.parametrize(
     ("words", "status", "problem"),
     [

@@ -65,7 +65,6 @@ def test_no_words_change_nothing_and_few_change_little():
 def test_words_that_are_all_right_or_all_wrong_lead_to_no_certainty(right):
     found = fit(np.full(500, 0.9), np.full(500, right))
     assert 0.001 < found(0.9) < 0.999
-    assert found.slope >= 0.05
 
 
 def test_the_order_of_words_stays_and_all_are_probabilities():

@@ -209,6 +209,18 @@ def test_training_by_the_command_line_ends_with_the_model_and_its_score(run, tmp
     assert "this run is finished" in errors[-1]
 
 
+def test_memory_that_ends_is_one_line(run, monkeypatch):
+    def load(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("asr.recognizer.load", load)
+    assert run("transcribe", "-m", "m.safetensors", FSDD[0]) == (
+        1,
+        "",
+        ["asr: not enough memory; take a smaller model, batch or beam"],
+    )
+
+
 def test_a_first_start_that_fails_does_not_bind_the_name_to_its_settings(run, tmp_path):
     corpus = tones.write_corpus(tmp_path / "tones", train=8, dev=2)
     recipe = tones.write_recipe(corpus, epochs=1)

@@ -145,18 +145,17 @@ PARTS = {
 def test_librispeech_is_a_hundred_hours_or_more(tmp_path: Path) -> None:
     for name, speakers in PARTS.items():
         part(tmp_path / "copy" / "LibriSpeech" / name, speakers)
-    speakers = {
-        "librispeech": {"1", "2"},
-        "librispeech_460": {"1", "2", "3"},
-        "librispeech_960": {"1", "2", "3", "4"},
-    }
-    for name, expected in speakers.items():
+    sizes = [
+        ("librispeech", 100, {"1", "2"}),
+        ("librispeech_460", 460, {"1", "2", "3"}),
+        ("librispeech_960", 960, {"1", "2", "3", "4"}),
+    ]
+    for name, hours, expected in sizes:
         paths = corpora.prepare(name, tmp_path, tmp_path / "copy", download=False)
         assert list(paths) == ["train", "dev", "test", "dev_other", "test_other"]
         found = {split: {line.speaker for line in manifest.read(path)} for split, path in paths.items()}
         assert found == {"train": expected, "dev": {"5"}, "test": {"7"}, "dev_other": {"6"}, "test_other": {"8"}}
         assert paths["train"] == tmp_path / name / "train.jsonl"
-        hours = sum(int(one) for one in (100, 360, 500)[: len(expected) - 1])
         assert json.loads((tmp_path / name / "corpus.json").read_text())["title"] == f"LibriSpeech, {hours} hours"
 
 
@@ -192,6 +191,16 @@ def test_archives_in_the_source_are_unpacked_once(tmp_path: Path) -> None:
     said.clear()
     corpora.prepare("mini_librispeech", tmp_path, tmp_path / "archives", say=said.append)
     assert not any("unpacking" in line for line in said)
+
+
+def test_an_archive_without_transcripts_is_refused_and_nothing_of_it_stays(tmp_path: Path) -> None:
+    made = part(tmp_path / "made" / "train-clean-5", (1,))
+    for transcript in made.rglob("*.trans.txt"):
+        transcript.unlink()
+    packed(made, tmp_path / "archives" / "train-clean-5.tar.gz")
+    with pytest.raises(InputError, match=r"no transcripts in it; is it the archive of train-clean-5\?"):
+        corpora.prepare("mini_librispeech", tmp_path, tmp_path / "archives")
+    assert not list((tmp_path / "mini_librispeech" / "download").rglob("*.flac"))
 
 
 def test_an_archive_that_climbs_out_is_refused_as_a_whole(tmp_path: Path) -> None:
@@ -284,6 +293,11 @@ def test_common_voice_says_what_is_wrong(tmp_path: Path) -> None:
         table.write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match=message):
             commonvoice.prepare(tmp_path / "new", home, False, said.append)
+    table.write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"train\.tsv: not read .*; get the language again"):
+        commonvoice.prepare(tmp_path / "new", home, False, said.append)
+    with pytest.raises(InputError, match="--source /nowhere: no such folder or archive; check the path"):
+        corpora.prepare("commonvoice", tmp_path / "new", "/nowhere")
     voice(tmp_path / "copy", "fr")
     with pytest.raises(InputError, match=r"several languages \(de, fr\); name one folder by --source"):
         corpora.prepare("commonvoice", tmp_path / "new", tmp_path / "copy")

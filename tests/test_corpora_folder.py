@@ -191,6 +191,17 @@ def test_prepared_once_again_after_a_change_and_never_over_an_edit(tmp_path: Pat
     assert path.read_text(encoding="utf-8") == edited
 
 
+def test_a_dev_set_that_is_left_with_nothing_is_too_few(tmp_path: Path) -> None:
+    home = beside(tmp_path / "mine", 10)
+    for number, path in enumerate(sorted(home.glob("*.txt"))):
+        path.write_text(chr(ord("a") + number))  # no text has a character of another's
+    with pytest.raises(
+        InputError, match=r"10 usable recordings, 10 or more are needed \(in train and dev\); .* only, and"
+    ):
+        prepared(home, tmp_path / "out")
+    assert not (tmp_path / "out" / "folder" / "mine" / "corpus.json").exists()
+
+
 def test_an_edited_manifest_stays_when_recordings_come_or_go_too(tmp_path: Path) -> None:
     source = beside(tmp_path / "mine", 20)
     prepared(source, tmp_path / "out")

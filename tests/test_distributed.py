@@ -6,21 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import tones
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import run_team
+from processes import ended, run_team, wait_for_state
 
 from asr import batches, checkpoint, config, distributed, run, train
 from asr.distributed import Team
 from asr.errors import InputError
 
-ROOT = Path(__file__).parent.parent
 PLAIN = ["augment=none", "model.dropout=0.0"]  # dropout's draws are each process's own
 
 SHORT = ["data.batch_seconds=2"]  # several steps an epoch
@@ -60,13 +57,13 @@ def outcome(folder):
 
 
 def check_alike(one, other):
-    """Equal counts; sums in another order differ in their last bits."""
+    """Equal counts; sums in another order differ in their last bits, the largest seen by 5e-7."""
     assert len(one["metrics"]) == len(other["metrics"])
     for a, b in zip(one["metrics"], other["metrics"], strict=True):
         assert (a["step"], a["dev"]["count"], a["best"]) == (b["step"], b["dev"]["count"], b["best"])
         for key in ("loss", "gradient_norm", "blank_rate"):
-            assert a["train"][key] == pytest.approx(b["train"][key], rel=2e-3)
-        assert a["dev"]["loss"] == pytest.approx(b["dev"]["loss"], rel=2e-3)
+            assert a["train"][key] == pytest.approx(b["train"][key], rel=1e-5)
+        assert a["dev"]["loss"] == pytest.approx(b["dev"]["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("overrides", [[], ["training.accumulate=2"]], ids=["", "accumulated"])
@@ -76,7 +73,6 @@ def test_two_processes_train_as_one_with_the_doubled_batch(corpus, tmp_path, ove
     two = run_team(2, tmp_path, trainer(corpus, tmp_path, "two", *plain, "data.batch_seconds=3"))
     assert two[0] == two[1]
     check_alike(one, two[0])
-    assert one["metrics"][0]["train"]["loss"] == pytest.approx(two[0]["metrics"][0]["train"]["loss"], rel=1e-5)
 
 
 def test_a_stopped_run_of_two_goes_on_to_the_bits_of_one_that_was_not(corpus, tmp_path):
@@ -263,15 +259,15 @@ def torchrun(corpus, tmp_path, *overrides):
     recipe = tones.write_recipe(corpus)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "localhost:0", "--local-addr", "127.0.0.1", "-m", "asr.train", f"recipe={recipe}"]
-    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    settings = os.environ | {"PYTHONPATH": search, "GLOO_SOCKET_IFNAME": "lo"}
+    settings = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     command += [f"out={tmp_path}/runs", *overrides]
     return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_torchrun_trains_with_two_processes_and_one_speaks(corpus, tmp_path):
     process = torchrun(corpus, tmp_path)
-    out, errors = process.communicate(timeout=180)
+    with ended(process):
+        out, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert out.count("dev WER") == 1
     assert errors.count("begins; 21 utterances") == 1
@@ -282,11 +278,10 @@ def test_torchrun_trains_with_two_processes_and_one_speaks(corpus, tmp_path):
 def test_a_signal_to_torchrun_saves_the_state_and_says_how_to_go_on(corpus, tmp_path):
     process = torchrun(corpus, tmp_path, "training.save_minutes=0", "training.epochs=2000")
     state = tmp_path / "runs" / "tones" / "seed1" / "state"
-    deadline = time.monotonic() + 120
-    while not list(state.glob("*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=90)
+    with ended(process):
+        wait_for_state(state, process)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=180)
     assert process.returncode != 0
     told = [line for line in errors.splitlines() if line.startswith("asr: ")]
     assert len(told) == 1, errors

@@ -276,7 +276,10 @@ def test_files_from_strangers_are_refused_in_one_line(tmp_path):
     refused("unknown key 'class'", **{"class": "x"})
     refused("network.hidden is 10000000", network=card["network"] | {"hidden": 10_000_000})
     refused("cutoffs are not ascending", network=card["network"] | {"cutoffs": [20, 8]})
+    for cuts in ("x", [2.5], list(range(2, 11))):
+        refused("network.cutoffs is", network=card["network"] | {"cutoffs": cuts})
     refused("unseen is 0", unseen=0)
+    refused("training is 7, not a JSON object", training=7)
     refused("weight 'lstm.bias_hh_l0'", network=card["network"] | {"hidden": 25})
     refused("vocabulary is missing", {name: t for name, t in weights.items() if name != "words"})
     refused("not one of 30 different words", weights | {"words": weights["words"][:-4]})
@@ -287,6 +290,12 @@ def test_files_from_strangers_are_refused_in_one_line(tmp_path):
         LanguageModel.load(tmp_path / "cut.safetensors")
     with pytest.raises(InputError, match="a model, not an LSTM language model of asr"):
         LanguageModel.load(Path(__file__).parent / "data" / "model_v1.safetensors")
+
+
+def test_more_words_than_a_model_can_have_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("asr.lstm_lm.model.MAX_WORDS", 4)
+    with pytest.raises(InputError, match="different words; keep fewer of them with --vocab"):
+        train([write(tmp_path, FAR)], tmp_path / "m.safetensors", SMALL)
 
 
 def test_a_step_that_is_not_finite_is_told(tmp_path, monkeypatch):

@@ -1,16 +1,18 @@
 """`asr train --multirun`: jobs in processes of their own."""
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import tones
+from processes import ended, wait_for_state
 
-ROOT = Path(__file__).parent.parent
+from asr import cli, config
+from asr.cli import training
+from asr.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +23,8 @@ def corpus(tmp_path_factory):
 def start(corpus, tmp_path, *arguments, epochs=1):
     recipe = tones.write_recipe(corpus, epochs)
     command = [sys.executable, "-m", "asr.cli", "train", f"recipe={recipe}", f"out={tmp_path}/runs", *arguments]
-    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         command,
-        env=os.environ | {"PYTHONPATH": search},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -33,7 +33,8 @@ def start(corpus, tmp_path, *arguments, epochs=1):
 
 
 def finish(process, timeout=180):
-    out, errors = process.communicate(timeout=timeout)
+    with ended(process):
+        out, errors = process.communicate(timeout=timeout)
     return process.returncode, out.splitlines(), errors
 
 
@@ -58,11 +59,10 @@ def test_a_failed_job_is_named_the_others_go_on_and_finished_ones_are_not_traine
 def test_a_signal_is_passed_on_and_no_new_job_starts(corpus, tmp_path):
     process = start(corpus, tmp_path, "seed=1,2", "--multirun", "training.save_minutes=0", epochs=5000)
     state = tmp_path / "runs" / "tones" / "seed1" / "state"
-    deadline = time.monotonic() + 120
-    while not list(state.glob("*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    status, table, errors = finish(process)
+    with ended(process):
+        wait_for_state(state, process)
+        process.send_signal(signal.SIGTERM)
+        status, table, errors = finish(process)
     assert status == 143, errors
     assert "run the same command to go on" in errors
     assert [line.split("\t")[1] for line in table] == ["not finished", "not finished"]
@@ -77,9 +77,8 @@ def test_the_slurm_script_does_each_job_as_a_task_of_the_array(corpus, tmp_path)
     [array] = [line.partition("--array=")[2] for line in script if "--array=" in line]
     assert array == "1-2%1"
     (tmp_path / "runs.sbatch").write_text("\n".join(script))
-    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     for task in ("1", "2"):
-        settings = os.environ | {"SLURM_ARRAY_TASK_ID": task, "PYTHONPATH": search}
+        settings = os.environ | {"SLURM_ARRAY_TASK_ID": task}
         subprocess.run(
             ["bash", "runs.sbatch"], cwd=tmp_path, env=settings, check=True, capture_output=True, timeout=120
         )
@@ -95,10 +94,29 @@ def test_the_slurm_script_does_each_job_as_a_task_of_the_array(corpus, tmp_path)
     ],
 )
 def test_flags_that_have_no_effect_together_are_an_error(arguments, problem, capsys):
-    from asr import cli
-
     assert cli.main(["train", "recipe=fsdd", *arguments]) == 2
     assert problem in capsys.readouterr().err
+
+
+def test_torchrun_and_jobs_of_its_own_do_not_go_together(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["train", "recipe=fsdd", "--multirun", "seed=1,2"]) == 2
+    assert "--multirun has no effect together with torchrun; leave one out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"overfit_one_batch": True}, "--overfit-one-batch is for one process; start it without torchrun"),
+        ({}, "data/fsdd/train.jsonl is missing; run `asr prepare fsdd` before torchrun"),
+    ],
+)
+def test_what_several_processes_do_not_do_is_refused(flags, problem, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = argparse.Namespace(**({"overfit_one_batch": False} | flags))
+    with pytest.raises(InputError, match=problem) as caught:
+        training._check_many(args, config.load("fsdd", []))
+    assert caught.value.status == 2
 
 
 def test_a_run_finished_with_other_settings_is_no_result_of_these(corpus, tmp_path):

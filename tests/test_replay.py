@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import pytest
 import tones
@@ -106,9 +107,16 @@ def test_the_longest_batch_of_all_epochs_is_tried_and_leaves_no_trace(corpus, tm
     assert all(p.grad is None for p in run.model.parameters())
 
 
-@pytest.mark.parametrize("cause", ["gpu", "cpu"])
+@pytest.mark.parametrize(
+    ("cause", "seconds", "lower"),
+    [
+        ("gpu", 3.0, "batch_seconds (now 3)"),
+        ("cpu", 3.0, "batch_seconds (now 3)"),
+        ("cpu", 0.1, "max_seconds (now 30)"),
+    ],
+)
 def test_too_little_memory_is_told_before_the_first_step_with_the_setting_to_lower(
-    corpus, tmp_path, monkeypatch, cause
+    corpus, tmp_path, monkeypatch, cause, seconds, lower
 ):
     def losses(self, batch, model=None):
         if cause == "gpu":
@@ -117,7 +125,9 @@ def test_too_little_memory_is_told_before_the_first_step_with_the_setting_to_low
 
     monkeypatch.setattr(Run, "losses", losses)
     lines = []
-    chosen = dataclasses.replace(settings(corpus, tmp_path))
-    with pytest.raises(AsrError, match=r"not enough memory for the longest batch \(.* s with padding\) .* lower data"):
+    chosen = settings(corpus, tmp_path)
+    chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, batch_seconds=seconds))
+    problem = rf"not enough memory for the longest batch \(.* s with padding\) .* lower data\.{re.escape(lower)}"
+    with pytest.raises(AsrError, match=problem):
         train.train(chosen, "tones", say=lines.append, show=lambda progress: None)
     assert "begins" in lines[-1]

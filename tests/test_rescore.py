@@ -7,7 +7,6 @@ import pytest
 import torch
 from test_decoding import FSDD, MODEL, WORDS, evaluate, folder, refused
 
-from asr import manifest
 from asr.cli import main
 from asr.decode import settings
 from asr.decode.beam import BeamSearch
@@ -22,9 +21,9 @@ TOKENS = ["<blank>", "|", *"efghinorstuvwxz"]
 __all__ = ["folder"]  # a fixture
 
 
-def network(unit="word", known=8) -> LanguageModel:
+def network(unit="word", known=8, seed=5) -> LanguageModel:
     """A model with large random weights, so that it disagrees with any n-gram; two digits are unknown to it."""
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     words = ["</s>", "<unk>", *(WORDS[:known] if unit == "word" else TOKENS[1:])]
     made = LanguageModel(Network(len(words), 8, 16, 1, []), words, unit, "none", 1e-6)
     with torch.no_grad():
@@ -101,6 +100,7 @@ def test_flags_and_decoder_json_name_the_network(folder, capsys):
     assert nothing["wer"] == plain["wer"]
     alone = evaluate(capsys, *flags, "--rescore", "lstm.safetensors", "--rescore-weight", "1", "--rescore-nbest", "9")
     assert alone["decoder"]["rescore_nbest"] == 9
+    assert alone["wer"] != plain["wer"]
     options = {"lm": Path("words.arpa"), "lm_weight": 1.0, "rescore": Path("lstm.safetensors")}
     settings.write("decoder.json", options | {"rescore_weight": 1.0, "rescore_nbest": 9})
     again = evaluate(capsys, "--decoder", "decoder.json")
@@ -117,6 +117,7 @@ def test_transcribe_shows_rescored_hypotheses_with_their_parts(folder, capsys):
     capsys.readouterr()
     assert main(["transcribe", "-q", "-m", str(MODEL), str(FSDD[0]), "-f", "json", *flags]) == 0
     found = json.loads(capsys.readouterr().out)["alternatives"]
+    assert len(found) == 3
     assert found == sorted(found, key=lambda one: -one["score"])
     for one in found:
         assert one["score"] == pytest.approx(one["acoustic"] + one["lm"] + one["bonus"] + one["hot"])
@@ -140,7 +141,7 @@ def test_what_is_wrong_is_one_line(folder, capsys, flags, problem):
 
 
 def test_tune_finds_a_share_and_writes_it(folder, capsys):
-    network(known=10).save("lstm.safetensors", {})
+    network(known=10, seed=11).save("lstm.safetensors", {})
     grid = ["--lm-weights", "0.5", "--word-bonuses", "0", "--beams", "16", "--rescore-weights", "0", "0.5", "1"]
     command = ["tune", "-q", "-m", MODEL, "--manifest", "dev.jsonl", "--lm", "words.arpa", *grid]
     assert main([*map(str, command), "--rescore", "lstm.safetensors", "--json"]) == 0
@@ -149,14 +150,15 @@ def test_tune_finds_a_share_and_writes_it(folder, capsys):
     assert found["best"]["wer"] == min(share["wer"] for share in found["shares"])
     assert found["search_and_best"]["a"]["rate"] == found["shares"][0]["wer"]
     written = json.loads(Path("decoder.json").read_text())
-    if found["best"]["rescore_weight"]:
-        assert written["rescore_weight"] == found["best"]["rescore_weight"]
-        assert written["rescore"]["path"] == "lstm.safetensors"
-    else:
-        assert not [key for key in written if key.startswith("rescore")]
+    assert written["rescore_weight"] == found["best"]["rescore_weight"] > 0
+    assert written["rescore"]["path"] == "lstm.safetensors"
     assert evaluate(capsys, "--decoder", "decoder.json")["wer"]["rate"] == found["best"]["wer"]
-    assert len(manifest.read("dev.jsonl")) == len(FSDD)
     assert "--rescore-weights has no effect" in refused(capsys, *command)
+    assert "rescore_nbest has no effect without an LSTM language model; add --rescore" in refused(
+        capsys, *command[: command.index("--rescore-weights")], "--rescore-nbest", "9"
+    )
+    wrong = [*command[: command.index("--rescore-weights")], "--rescore", "lstm.safetensors", "--rescore-weights"]
+    assert "rescore_weight is nan; it goes from 0 to 1" in refused(capsys, *wrong, "0", "nan")
 
 
 @pytest.mark.parametrize(

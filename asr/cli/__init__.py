@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"asr: {error}\n")
         return error.status
     except MemoryError:
-        sys.stderr.write("asr: not enough memory; take a smaller --beam, model or --batch-seconds\n")
+        sys.stderr.write("asr: not enough memory; take a smaller model, batch or beam\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("asr: interrupted\n")

@@ -67,7 +67,7 @@ def prepare(out: Path, source: Path | None, fetch: bool, say: Say) -> dict[str, 
         raise _too_few(source, usable, [*lonely, *left_out])
     normalizer = _propose([one.pair.text for one in usable], say)
     _say_mix(usable, say)
-    usable, rule = _with_speakers(usable, home)
+    usable, rule = _with_speakers(usable)
     splits, moved = _split(usable, rule, normalizer, say)
     left_out = [*lonely, *left_out, *moved]
     if len(splits["train"]) + len(splits["dev"]) < MIN_RECORDINGS or not splits["dev"] or not splits["train"]:
@@ -204,7 +204,7 @@ def _say_mix(usable: list[_Found], say: Say) -> None:
         say(f"folder: {several} recordings have several channels: their mean is taken")
 
 
-def _with_speakers(usable: list[_Found], home: Path) -> tuple[list[_Found], str]:
+def _with_speakers(usable: list[_Found]) -> tuple[list[_Found], str]:
     """The recordings with their speakers, and where these are known from: column, sub-folders or (empty) nothing."""
     if usable and all(one.pair.speaker for one in usable):
         return usable, "column"

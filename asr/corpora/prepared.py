@@ -106,7 +106,7 @@ def begin(folder: Path) -> None:
         files.sweep(folder)
     except OSError as error:
         raise AsrError(
-            f"{folder}: not written ({error.strerror or error}); choose another folder with --out"
+            f"{folder}: not written ({error.strerror or error}); choose another folder (--out, in training data.train)"
         ) from error
 
 

@@ -39,13 +39,18 @@ def build(tokens: Sequence[str], options: Mapping[str, Any]) -> BeamSearch | Res
     Raises:
         InputError: a file is missing or wrong, or a setting is refused or has no effect.
     """
+    refuse_unused(options)
     first = search(tokens, options)
-    if "rescore" in options:
-        network = lstm_lm.named(options["rescore"])
-        return Rescorer(first, network, options.get("rescore_weight", WEIGHT), options.get("rescore_nbest", NBEST))
-    if unused := [key for key in _RESCORE if key in options]:
-        raise InputError(f"{unused[0]} has no effect without rescore, an LSTM language model", status=2)
-    return first
+    if "rescore" not in options:
+        return first
+    network = lstm_lm.named(options["rescore"])
+    return Rescorer(first, network, options.get("rescore_weight", WEIGHT), options.get("rescore_nbest", NBEST))
+
+
+def refuse_unused(options: Mapping[str, Any]) -> None:
+    """Refuse what is for a network where none is named. Raises InputError (status 2)."""
+    if "rescore" not in options and (unused := [key for key in _RESCORE if key in options]):
+        raise InputError(f"{unused[0]} has no effect without an LSTM language model; add --rescore", status=2)
 
 
 def search(tokens: Sequence[str], options: Mapping[str, Any]) -> BeamSearch:
