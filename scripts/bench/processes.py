@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from recipe import hardware
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     record = {
         "command": "python " + shlex.join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread a process",
+        "hardware": f"{hardware()}, one thread a process",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "unit": "seconds of speech a second of training and waiting for data",
         "rounds": rounds,
@@ -64,6 +65,7 @@ def speech_a_second(processes: int, overrides: list[str]) -> float:
         done = subprocess.run(
             ["taskset", "-c", ",".join(map(str, cores)), *start, "-m", "asr.train", *overrides, *own],
             env=settings,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
